@@ -1,0 +1,1 @@
+"""One file per command of the command line; imported only when that command runs."""

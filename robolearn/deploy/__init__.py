@@ -1,0 +1,1 @@
+"""What runs on the robot: chunk execution and safety."""

@@ -1,0 +1,1 @@
+"""One file per policy: its ``Config`` and its class."""

@@ -1,0 +1,1 @@
+"""MuJoCo environments: robosuite tasks made fast, native tasks, scripted experts."""
