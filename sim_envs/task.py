@@ -76,7 +76,5 @@ def make_env(name: str, options: EnvOptions | None = None) -> Env:
     if options.num_envs < 1 or options.num_threads < 1 or options.image_size < 1:
         raise RefusedError(f"num_envs, num_threads and image_size must be at least 1, got {options}.")
     if options.fidelity is not None and options.fidelity not in task.fidelities:
-        raise RefusedError(
-            f"Task {name!r} has no fidelity {options.fidelity!r}. Allowed: {', '.join(task.fidelities)}."
-        )
+        raise RefusedError(f"Task {name!r} has no fidelity {options.fidelity!r}. Allowed: {', '.join(task.fidelities)}.")
     return task.make_env(options)

@@ -58,9 +58,7 @@ class Spaces:
     def __post_init__(self) -> None:
         n = self.action.shape[0]
         if len(self.action_low) != n or len(self.action_high) != n:
-            raise RefusedError(
-                f"Action bounds must have {n} entries, got {len(self.action_low)} and {len(self.action_high)}."
-            )
+            raise RefusedError(f"Action bounds must have {n} entries, got {len(self.action_low)} and {len(self.action_high)}.")
 
     @property
     def action_dim(self) -> int:
