@@ -147,7 +147,7 @@ class EnvSpec:
 class Step:
     """Result of one control step of ``b`` environments.
 
-    ``terminated`` (the task is solved or lost for good) and ``truncated`` (cut short by ``max_episode_steps``) exclude each other;
+    ``terminated`` (solved, or lost for good) and ``truncated`` (cut short by ``max_episode_steps``) exclude each other;
     truncation is not failure: bootstrap through it (Pardo et al. 2018).
     """
 
