@@ -1,0 +1,159 @@
+"""The command line. Nothing heavy is imported before a command runs, so ``robolearn --help`` answers at once.
+
+Exit codes: 0 done; 1 a defect of ours (with a traceback) or corruption found by ``data verify``; 2 the input was refused;
+3 training diverged (state saved); 130 and 143 stopped by Ctrl-C and SIGTERM with everything saved.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robolearn.core.errors import RefusedError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Learn robot policies from demonstrations and evaluate them.")
+data_app = typer.Typer(no_args_is_help=True, help="Inspect, check and mend episode stores.")
+app.add_typer(data_app, name="data")
+
+RecipeArgument = Annotated[Path, typer.Argument(help="Recipe, a YAML file such as configs/can_diffusion.yaml.")]
+OverridesArgument = Annotated[list[str] | None, typer.Argument(help="Changes to the recipe, as a.b=c.", show_default=False)]
+StoreArgument = Annotated[Path, typer.Argument(help="Folder of an episode store.")]
+
+
+@app.command()
+def collect(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
+    """Record demonstrations of the recipe's task from its scripted expert."""
+    from robolearn.commands.collect import collect
+
+    collect(recipe, overrides or [])
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    *,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in run_dir, bit-exactly.")] = False,
+) -> None:
+    """Train the recipe's policy on its episode store."""
+    from robolearn.commands.train import train
+
+    train(recipe, overrides or [], resume=resume)
+
+
+@app.command()
+def evaluate(
+    policy: Annotated[str, typer.Argument(help="Run folder, checkpoint folder, or 'expert', 'hold' or 'random'.")],
+    overrides: OverridesArgument = None,
+    *,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe that names the task; a run folder holds its own.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the result; by default inside the run folder.")] = None,
+    videos: Annotated[int, typer.Option(help="Episodes to film.")] = 9,
+) -> None:
+    """Roll a policy out on the fixed test seeds; write evaluation.json and report.html."""
+    from robolearn.commands.evaluate import evaluate
+
+    evaluate(policy, overrides or [], recipe=recipe, out=out, videos=videos)
+
+
+@app.command()
+def compare(
+    results: Annotated[list[Path], typer.Argument(help="Two or more evaluation.json files, or folders that hold one.")],
+    *,
+    alpha: Annotated[float, typer.Option(help="Family-wise error rate.")] = 0.05,
+    common_seeds: Annotated[bool, typer.Option("--common-seeds", help="Compare on the seeds that all results share.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write comparison.json and report.html to this folder.")] = None,
+) -> None:
+    """Compare policies, paired on the same initial states: McNemar, sequential e-values, Holm, letters."""
+    from robolearn.commands.compare import compare
+
+    compare(results, alpha=alpha, common_seeds=common_seeds, out=out)
+
+
+@app.command()
+def quickstart(
+    overrides: OverridesArgument = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for the demos, the run and the report.")] = Path("runs/quickstart"),
+) -> None:
+    """Collect demonstrations, train a diffusion policy, evaluate it before and after, and open a report: about 10 minutes."""
+    from robolearn.commands.quickstart import quickstart
+
+    quickstart(out, overrides or [])
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks, their fidelities and what they offer."""
+    from robolearn.commands.tasks import tasks
+
+    tasks()
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="A file tests/bench/bench_NAME.py, or 'all'.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Passed on to the benchmark.", show_default=False)] = None,
+) -> None:
+    """Run the benchmarks of a checkout and print their tables."""
+    from robolearn.commands.bench import bench
+
+    bench(name, arguments or [])
+
+
+@data_app.command("info")
+def data_info(store: StoreArgument) -> None:
+    """Say what a store holds: task, streams, episodes, success, ranges, checksum."""
+    from robolearn.commands.data import info
+
+    info(store)
+
+
+@data_app.command("verify")
+def data_verify(store: StoreArgument) -> None:
+    """Check every byte; name any damage. Exit code 1 if some is found."""
+    from robolearn.commands.data import verify
+
+    raise typer.Exit(verify(store))
+
+
+@data_app.command("repair")
+def data_repair(store: StoreArgument) -> None:
+    """Recover unfinished episodes, rebuild the index, move damaged episodes aside. Nothing is deleted."""
+    from robolearn.commands.data import repair
+
+    raise typer.Exit(repair(store))
+
+
+def main() -> None:
+    """Run the command line and turn typed errors into exit codes."""
+    # One thread a process: spinning OpenMP barriers collapse when environments step on the other core (docs/results).
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        app()
+    except RefusedError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except Exception as error:
+        # Typed outcomes of a run (stopped by a signal, diverged) carry their exit code; everything else is a defect of ours.
+        code = getattr(error, "exit_code", None)
+        if not isinstance(code, int):
+            raise
+        _complain(str(error))
+        sys.exit(code)
+
+
+def _complain(message: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    # A Text and not markup: messages quote shapes and lists, whose brackets markup would swallow.
+    Console(stderr=True).print(Text.assemble(("robolearn: ", "bold red"), message), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
