@@ -46,6 +46,21 @@ def load[S](schema: type[S], *, file: Path | None = None, overrides: Sequence[st
     node = OmegaConf.create({}) if file is None else _read(file)
     for text in overrides:
         node = OmegaConf.merge(node, _parse_override(text))  # type: ignore[assignment]
+    return from_mapping(schema, node, where=where)
+
+
+def from_mapping[S](schema: type[S], node: object, *, where: str) -> S:
+    """Return a checked instance of the dataclass ``schema`` from a plain mapping, such as ``dataclasses.asdict`` of one after JSON.
+
+    Args:
+        schema: see :func:`load`.
+        node: the mapping; missing keys take their defaults.
+        where: the mapping's origin, for messages.
+
+    Raises:
+        RefusedError: as :func:`load`.
+    """
+    node = OmegaConf.create(node) if isinstance(node, dict) else node
     try:
         return _build(schema, node, where=where, path="")
     except omegaconf.errors.OmegaConfBaseException as error:

@@ -1,1 +1,54 @@
-"""One file per policy: its ``Config`` and its class."""
+"""One file per policy: its ``Config`` and its ``Policy``. A new file in this folder is a new policy; nothing is registered."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from robolearn.core.errors import RefusedError, nearest
+from robolearn.core.protocols import Policy
+from robolearn.core.types import Spaces
+
+_NOT_POLICIES = {"loading"}
+
+
+def policy_names() -> list[str]:
+    """Return the names of all policies, sorted; imports none of them."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _NOT_POLICIES)
+
+
+def config_class(name: str) -> type:
+    """Return the frozen dataclass that configures policy ``name``.
+
+    Raises:
+        RefusedError: there is no such policy; the nearest name is given.
+    """
+    return _module(name).Config
+
+
+def make_policy(name: str, config: object, spaces: Spaces, normalizer: Any) -> Policy:
+    """Return policy ``name`` with fresh weights.
+
+    Args:
+        name: one of :func:`policy_names`.
+        config: an instance of its ``Config``.
+        spaces: what the data or the environment offers; the policy keeps the observation keys that it reads.
+        normalizer: fitted :class:`robolearn.data.normalizer.Normalizer` of the training data; None for ``hold`` and ``random``.
+
+    Raises:
+        RefusedError: unknown name, a configuration of another policy, or an observation key that is not offered.
+    """
+    module = _module(name)
+    if not isinstance(config, module.Config):
+        raise RefusedError(
+            f"Policy {name!r} takes a {module.__name__}.Config, got {type(config).__module__}.{type(config).__name__}."
+        )
+    return module.Policy(config, spaces, normalizer)
+
+
+def _module(name: str) -> ModuleType:
+    if name not in policy_names():
+        raise RefusedError(f"Unknown policy {name!r}. {nearest(name, policy_names())}")
+    return importlib.import_module(f"{__name__}.{name}")

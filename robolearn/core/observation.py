@@ -1,0 +1,49 @@
+"""Checks at the seam where observations enter a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from robolearn.core.errors import RefusedError, nearest
+from robolearn.core.types import FeatureSpec, Observation, Spaces, is_image
+
+
+def select_observation(spaces: Spaces, keys: Sequence[str]) -> Spaces:
+    """Return ``spaces`` with only the observation ``keys``, in that order.
+
+    Raises:
+        RefusedError: no key, or one that is not offered.
+    """
+    if not keys:
+        raise RefusedError(f"A policy reads at least one observation key. {nearest('', spaces.observation)}")
+    for key in keys:
+        if key not in spaces.observation:
+            raise RefusedError(f"Observation key {key!r} is not offered. {nearest(key, spaces.observation)}")
+    return replace(spaces, observation={key: spaces.observation[key] for key in keys})
+
+
+def check_observation(observation: Observation, features: Mapping[str, FeatureSpec], obs_horizon: int) -> int:
+    """Return the number of rows ``b`` of an observation that a policy can take: key -> (b, obs_horizon, ...), at least ``features``.
+
+    Raises:
+        RefusedError: a key is missing, a shape or dtype differs, or a value is not finite; the message names the key.
+    """
+    missing = [key for key in features if key not in observation]
+    if missing:
+        raise RefusedError(f"The observation lacks {missing}; it has {sorted(observation)}.")
+    rows = int(np.shape(observation[next(iter(features))])[0])
+    for key, feature in features.items():
+        value = observation[key]
+        wanted = (rows, obs_horizon, *feature.shape)
+        if np.shape(value) != wanted:
+            raise RefusedError(f"{key} must have shape {wanted} (batch, obs_horizon, ...), got {np.shape(value)}.")
+        kind = "uint8" if is_image(key) else "floating point"
+        if is_image(key) != (value.dtype == np.uint8) or (not is_image(key) and value.dtype.kind != "f"):
+            raise RefusedError(f"{key} must be {kind}, got {value.dtype}.")
+        if not is_image(key) and not np.isfinite(value).all():
+            bad = int(np.argwhere(~np.isfinite(value))[0, 0])
+            raise RefusedError(f"{key} holds a value that is not finite, first in row {bad}.")
+    return rows

@@ -1,0 +1,88 @@
+"""Observations in, one conditioning vector out; and the checks at the seam where observations enter a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robolearn.core.errors import RefusedError
+from robolearn.core.observation import check_observation
+from robolearn.core.types import ACTION, Array, FeatureSpec, Observation, is_image
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How camera pictures become features: ResNet-18 from scratch with GroupNorm, then spatial softmax."""
+
+    crop_fraction: float = 0.9
+    """Side of the crop over side of the picture; random in training, centred otherwise. 1 crops nothing."""
+    keypoints: int = 32
+    """Expected image positions per camera; two numbers each."""
+    shared: bool = False
+    """One encoder for all cameras instead of one per camera."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.crop_fraction <= 1.0 or self.keypoints < 1:
+            raise RefusedError(f"Image encoder: crop_fraction must lie in (0, 1] and keypoints be >= 1; got {self}.")
+
+
+class ObservationEncoder(nn.Module):
+    """Concatenates normalised flat streams and image features over ``obs_horizon`` steps into one vector per row.
+
+    Attributes:
+        condition_dim: length of that vector.
+    """
+
+    def __init__(self, features: Mapping[str, FeatureSpec], obs_horizon: int, *, image: ImageConfig) -> None:
+        super().__init__()
+        if obs_horizon < 1:
+            raise RefusedError(f"{obs_horizon=} must be at least 1.")
+        self.features = dict(features)
+        self.obs_horizon = obs_horizon
+        flat = [feature.shape for key, feature in features.items() if not is_image(key)]
+        if any(len(shape) != 1 for shape in flat):
+            raise RefusedError(f"Flat observations need shapes (s,), got {flat}.")
+        per_step = sum(shape[0] for shape in flat)
+        self.condition_dim = obs_horizon * per_step
+
+    def forward(self, observation: Mapping[str, Tensor], rng: torch.Generator | None) -> Tensor:
+        """Return the condition (b, condition_dim).
+
+        Args:
+            observation: key -> (b, o, ...), flat streams normalised, images raw uint8 (b, o, height, width, 3).
+            rng: draws the crops in training; None crops the centre.
+        """
+        return torch.cat([observation[key].flatten(1) for key in self.features if not is_image(key)], dim=-1)
+
+    def read(self, observation: Observation, device: torch.device) -> dict[str, Tensor]:
+        """Check a raw observation (see :func:`check_observation`) and return the tensors of the keys that are encoded, on ``device``."""
+        check_observation(observation, self.features, self.obs_horizon)
+        return {key: _tensor(observation[key], device) for key in self.features}
+
+    def check(self, batch: Mapping[str, Tensor]) -> None:
+        """Refuse a training batch whose observation keys or shapes are not the encoder's; values are not looked at."""
+        for key, feature in self.features.items():
+            if key not in batch:
+                raise RefusedError(f"Batch lacks {key!r}; it has {sorted(batch)}.")
+            wanted = (self.obs_horizon, *feature.shape)
+            if tuple(batch[key].shape[1:]) != wanted:
+                raise RefusedError(f"{key} must have shape (b, {', '.join(map(str, wanted))}), got {tuple(batch[key].shape)}.")
+
+
+def check_actions(batch: Mapping[str, Tensor], pred_horizon: int, action_dim: int) -> Tensor:
+    """Return ``batch["action"]`` (b, h, a), refused by name where it is missing or has another shape."""
+    if ACTION not in batch:
+        raise RefusedError(f"Batch lacks {ACTION!r}; it has {sorted(batch)}.")
+    action = batch[ACTION]
+    if action.ndim != 3 or tuple(action.shape[1:]) != (pred_horizon, action_dim):
+        raise RefusedError(f"action must have shape (b, {pred_horizon}, {action_dim}), got {tuple(action.shape)}.")
+    return action
+
+
+def _tensor(value: Array, device: torch.device) -> Tensor:
+    dtype = np.uint8 if value.dtype == np.uint8 else np.float32
+    return torch.from_numpy(np.ascontiguousarray(value, dtype=dtype)).to(device)
