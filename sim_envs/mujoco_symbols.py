@@ -2,8 +2,8 @@
 
 The shared library that the ``mujoco`` package has already loaded is made known to LLVM, so that a numba function may call its
 exported symbols by name. Models, data and their arrays travel as addresses (``MjModel._address``, ``MjData._address``,
-:func:`array_address`); :func:`float64_view` and :func:`int32_view` turn an address back into an array inside a kernel. Addresses of
-one ``MjData`` are stable for its life, except those of contacts and constraints, which live in its arena.
+:func:`array_address`); :func:`float64_view` and :func:`int32_view` turn an address back into an array inside a kernel. Addresses
+of one ``MjData`` are stable for its life, except those of contacts and constraints, which live in its arena.
 
 Nothing here checks bounds or lifetimes: whoever passes an address keeps the owner of the memory alive.
 """
@@ -116,8 +116,8 @@ def array_address(array: Array) -> int:
 def compiled[**P, R](function: Callable[P, R]) -> Callable[P, R]:
     """Compile a kernel without the interpreter lock, cached on disk; where no cache folder is writable, compiled in each process.
 
-    Numba tries the folder of the source file, then the user's cache folder (or ``NUMBA_CACHE_DIR``). Its cache notices a change of
-    the function's own file only, so keep what a kernel inlines in the same file, or delete ``__pycache__`` after a change here.
+    Numba tries the folder of the source file, then the user's cache folder (or ``NUMBA_CACHE_DIR``). Its cache notices a change
+    of the function's own file only, so keep what a kernel inlines in its file, or delete ``__pycache__`` after a change here.
     """
     try:
         return numba.njit(nogil=True, cache=True)(function)
