@@ -1,0 +1,135 @@
+"""Turns chunks of predicted actions into one action per control step; the evaluator and the robot run this same code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from robolearn.core.errors import RefusedError
+from robolearn.core.protocols import Policy
+from robolearn.core.types import ActionChunk, Array, Observation
+
+
+@dataclass(frozen=True)
+class ExecutorConfig:
+    """How much of each chunk is executed, and whether consecutive chunks are blended."""
+
+    exec_horizon: int = 8
+    """Steps executed before the policy is asked again; in [1, pred_horizon]."""
+    temporal_overlap: bool = False
+    """Average every chunk that covers a step, instead of obeying the newest alone (ACT, Zhao et al. 2023, section IV-A)."""
+    overlap_decay: float = 0.01
+    """m in the weights exp(-m i), where i = 0 is the oldest chunk; a larger m trusts old predictions more [1/chunk]."""
+
+    def __post_init__(self) -> None:
+        if self.exec_horizon < 1:
+            raise RefusedError(f"exec_horizon={self.exec_horizon} must be at least 1.")
+        if not np.isfinite(self.overlap_decay) or self.overlap_decay < 0:
+            raise RefusedError(f"overlap_decay={self.overlap_decay} must be finite and not negative.")
+
+
+class ChunkExecutor:
+    """Observation history and action queue for ``b`` rows, which may be at different points of their chunks.
+
+    A row's actions depend on its own observations and generator alone: rows that need a chunk are sent to the policy together,
+    but each draws from its own generator.
+    """
+
+    def __init__(self, policy: Policy, config: ExecutorConfig, *, num_rows: int) -> None:
+        if config.exec_horizon > policy.pred_horizon:
+            raise RefusedError(
+                f"exec_horizon={config.exec_horizon} must lie in [1, {policy.pred_horizon}], the policy's pred_horizon."
+            )
+        if num_rows < 1:
+            raise RefusedError(f"{num_rows=} must be at least 1.")
+        self._policy = policy
+        self._config = config
+        self._num_rows = num_rows
+        self._history: Observation = {}
+        # A step's action is _total / _weight: one chunk with weight 1, or the weighted sum of all chunks that cover the step.
+        self._total = np.zeros((num_rows, policy.pred_horizon, policy.spaces.action_dim), np.float32)
+        self._weight = np.zeros((num_rows, policy.pred_horizon), np.float32)
+        self._chunks = np.zeros((num_rows, policy.pred_horizon), np.int64)
+        self._cursor = np.full(num_rows, config.exec_horizon)
+        self._fresh = np.ones(num_rows, bool)
+
+    def reset(self, mask: Array | None = None) -> None:
+        """Forget history and queue of the rows in ``mask`` (b,) bool, all by default: a new episode begins there."""
+        rows = np.ones(self._num_rows, bool) if mask is None else np.asarray(mask, bool)
+        if rows.shape != (self._num_rows,):
+            raise RefusedError(f"The reset mask must have shape {(self._num_rows,)}, got {rows.shape}.")
+        self._fresh |= rows
+        self._cursor[rows] = self._config.exec_horizon
+        self._weight[rows], self._total[rows], self._chunks[rows] = 0, 0, 0
+
+    def act(self, observation: Observation, rngs: Sequence[np.random.Generator], *, active: Array | None = None) -> Array:
+        """Return the actions (b, a) float32 for the control step at which ``observation`` was taken.
+
+        Args:
+            observation: key -> (b, ...) in raw units; keys that the policy does not read are ignored.
+            rngs: one generator per row, used for the rows that need a chunk.
+            active: (b,) bool; other rows get zeros and cost no policy query. All by default.
+
+        Raises:
+            RefusedError: an observation is missing, misshapen or not finite, or the chunk has the wrong shape. Non-finite
+                actions pass: refusing them is the safety filter's part, which knows what to send instead.
+        """
+        rows = np.ones(self._num_rows, bool) if active is None else np.asarray(active, bool)
+        if len(rngs) != self._num_rows or rows.shape != (self._num_rows,):
+            raise RefusedError(
+                f"{self._num_rows} rows need as many generators and mask entries, got {len(rngs)} and {rows.shape}."
+            )
+        self._observe(observation, rows)
+        due = np.flatnonzero(rows & (self._cursor >= self._config.exec_horizon))
+        if due.size:
+            chunk = self._policy.predict({k: v[due] for k, v in self._history.items()}, [rngs[i] for i in due])
+            self._accept(due, chunk)
+        active_rows = np.flatnonzero(rows)
+        action = np.zeros((self._num_rows, self._total.shape[2]), np.float32)
+        at = active_rows, self._cursor[active_rows]
+        action[active_rows] = self._total[at] / self._weight[at][:, None]
+        self._cursor[active_rows] += 1
+        return action
+
+    def _observe(self, observation: Observation, rows: Array) -> None:
+        """Append the newest observation; at the start of an episode it fills the whole history."""
+        for key, feature in self._policy.spaces.observation.items():
+            if key not in observation:
+                raise RefusedError(f"Observation {key!r} is missing; came {sorted(observation)}.")
+            newest = np.asarray(observation[key])
+            if newest.shape != (self._num_rows, *feature.shape):
+                raise RefusedError(f"{key!r} must have shape {(self._num_rows, *feature.shape)}, got {newest.shape}.")
+            if newest.dtype.kind == "f" and not np.isfinite(newest[rows]).all():
+                bad = np.flatnonzero(rows & ~np.isfinite(newest).reshape(self._num_rows, -1).all(axis=1))
+                raise RefusedError(f"{key!r} is not finite in rows {bad.tolist()}.")
+            if key not in self._history:
+                shape = (self._num_rows, self._policy.obs_horizon, *feature.shape)
+                self._history[key] = np.zeros(shape, feature.dtype)
+            history = self._history[key]
+            history[:, :-1] = history[:, 1:]
+            history[:, -1] = newest
+            starting = rows & self._fresh
+            history[starting] = newest[starting][:, None]
+        self._fresh &= ~rows
+
+    def _accept(self, due: Array, chunk: ActionChunk) -> None:
+        """Queue new chunks for the rows ``due``, on top of what older chunks said if they overlap."""
+        expected = (len(due), *self._total.shape[1:])
+        if chunk.actions.shape != expected:
+            raise RefusedError(f"The policy's chunk must have shape {expected}, got {chunk.actions.shape}.")
+        if not self._config.temporal_overlap:
+            self._total[due], self._weight[due] = chunk.actions, 1
+        else:
+            # Rows that have just started hold zeros, so shifting them past the used steps changes nothing.
+            used = self._config.exec_horizon
+            for queue in (self._total, self._weight, self._chunks):
+                kept = queue[due, used:]
+                queue[due] = 0
+                queue[due, : kept.shape[1]] = kept
+            weight = np.exp(-self._config.overlap_decay * self._chunks[due]).astype(np.float32)
+            self._total[due] += weight[:, :, None] * chunk.actions
+            self._weight[due] += weight
+            self._chunks[due] += 1
+        self._cursor[due] = 0

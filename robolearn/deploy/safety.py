@@ -1,0 +1,349 @@
+"""The last thing that a command passes on its way to a robot or simulator; needs numpy only and takes time as an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from robolearn.core.errors import RefusedError
+from robolearn.core.types import Array, Spaces
+from robolearn.deploy.braking import StopPlan, TickLimits, acceleration_interval, plan_stop, stopping_distance
+
+type Bound = tuple[float | None, ...] | None
+"""One value per command dimension; None, as a whole or for a dimension, means that no bound was asked for."""
+
+KINDS = (
+    "shape",
+    "non_finite",
+    "command_age",
+    "observation_age",
+    "position",
+    "relative_target",
+    "velocity",
+    "acceleration",
+    "jerk",
+    "braking",
+)
+"""Reasons to alter a command, in the order in which they are looked at; the first four refuse the whole command."""
+
+_SHRINK = 1e-9
+"""Part of every bound kept back, so that rounding cannot carry a command over it."""
+_CANDIDATES = 17
+"""Accelerations tried per tick when a command cannot be followed exactly."""
+
+
+@dataclass(frozen=True)
+class SafetyLimits:
+    """Bounds on the commands of one robot; positions are in command units (rad, m, ...), each optional per dimension."""
+
+    dim: int
+    """Command dimensions."""
+    control_rate_hz: float
+    """Commands per second; one call of the filter is one control period."""
+    position_low: Bound = None
+    """Lowest command."""
+    position_high: Bound = None
+    """Highest command."""
+    position_margin: float = 0.0
+    """Distance kept from both position bounds."""
+    max_velocity: Bound = None
+    """Per second."""
+    max_acceleration: Bound = None
+    """Per second squared."""
+    max_jerk: Bound = None
+    """Per second cubed."""
+    max_relative_target: Bound = None
+    """Largest distance of the target from the measured position; needs ``measured`` in every call."""
+    max_command_age_s: float | None = None
+    """A command older than this, or from as far in the future, is not followed."""
+    max_observation_age_s: float | None = None
+    """As above, for the observation that the command was computed from."""
+    rest_command: tuple[float, ...] | None = None
+    """What stops the robot, for commands that are velocities or pose deltas; None: the last safe command (positions)."""
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or not (np.isfinite(self.control_rate_hz) and self.control_rate_hz > 0):
+            raise RefusedError(f"dim={self.dim} and control_rate_hz={self.control_rate_hz} must be positive.")
+        for name in ("position_low", "position_high", "max_velocity", "max_acceleration", "max_jerk", "max_relative_target"):
+            self._check_bound(name)
+        for name in ("max_command_age_s", "max_observation_age_s"):
+            value = getattr(self, name)
+            if value is not None and not (np.isfinite(value) and value > 0):
+                raise RefusedError(f"{name}={value} must be positive.")
+        if not (np.isfinite(self.position_margin) and self.position_margin >= 0):
+            raise RefusedError(f"position_margin={self.position_margin} must be finite and not negative.")
+        low, high = self.inner_bounds()
+        if (low >= high).any():
+            raise RefusedError(f"No position is left in dimensions {np.flatnonzero(low >= high).tolist()}: [{low}, {high}].")
+        if self.rest_command is not None:
+            rest = np.asarray(self.rest_command, float)
+            if rest.shape != (self.dim,) or not ((rest >= low) & (rest <= high)).all():
+                raise RefusedError(f"rest_command={self.rest_command} must be {self.dim} numbers inside the position bounds.")
+
+    @classmethod
+    def from_spaces(cls, spaces: Spaces, *, rest_command: tuple[float, ...] | None = None) -> SafetyLimits:
+        """Return the limits of a simulated robot: finite commands inside the action bounds, no dynamics."""
+        return cls(
+            dim=spaces.action_dim,
+            control_rate_hz=spaces.control_rate_hz,
+            position_low=spaces.action_low,
+            position_high=spaces.action_high,
+            rest_command=rest_command,
+        )
+
+    def inner_bounds(self) -> tuple[Array, Array]:
+        """Return the position bounds (a,), (a,) with the margin taken off; infinite where there is none."""
+        low = _filled(self.position_low, self.dim, -np.inf) + self.position_margin
+        high = _filled(self.position_high, self.dim, np.inf) - self.position_margin
+        return low, high
+
+    def _check_bound(self, name: str) -> None:
+        bound = getattr(self, name)
+        if bound is None:
+            return
+        if len(bound) != self.dim:
+            raise RefusedError(f"{name} must have {self.dim} entries, got {len(bound)}.")
+        positive = name.startswith("max_")
+        for index, value in enumerate(bound):
+            if value is not None and (np.isnan(value) or (positive and value <= 0)):
+                raise RefusedError(f"{name}[{index}]={value} must be {'positive' if positive else 'a number'} or None.")
+
+
+class SafetyFilter:
+    """Turns any sequence of commands (b, a) into one that obeys the limits; every row is filtered on its own.
+
+    Why the bounds hold for any input: the filter always keeps a stop plan (:func:`plan_stop`) that is known to obey every
+    limit. A new command is approached only by an acceleration inside :func:`acceleration_interval` after which another such
+    plan exists inside the position bounds; if there is none, the old plan is followed for one more tick. A refused or stale
+    command follows the plan as well: ramp down and hold.
+
+    Position bounds alone need no plan: the command is clipped.
+    """
+
+    def __init__(self, limits: SafetyLimits, *, num_rows: int) -> None:
+        self._limits = limits
+        self._shape = (num_rows, limits.dim)
+        self._low, self._high = limits.inner_bounds()
+        self._relative = _filled(limits.max_relative_target, limits.dim, np.inf)
+        self._rest = None if limits.rest_command is None else np.asarray(limits.rest_command, float)
+        self._tick = _tick_limits(limits)
+        self._dynamic = any(b is not None for b in (limits.max_velocity, limits.max_acceleration, limits.max_jerk))
+        for array in (self._low, self._high, self._relative, *vars(self._tick).values()):
+            array.flags.writeable = False
+        self._position: Array = np.full(self._shape, np.nan)
+        self._velocity: Array = np.zeros(self._shape)
+        self._acceleration: Array = np.zeros(self._shape)
+        self._target: Array = np.full(self._shape, np.nan)
+        self._on_target: Array = np.zeros(self._shape, bool)
+        self._plan = plan_stop(self._velocity, self._acceleration, self._tick)
+        self._plan_step = np.zeros(self._shape)
+        self._counts = {kind: np.zeros(num_rows, np.int64) for kind in KINDS}
+
+    @property
+    def limits(self) -> SafetyLimits:
+        """The limits; read-only for the life of the filter."""
+        return self._limits
+
+    @property
+    def counts(self) -> Mapping[str, Array]:
+        """Kind -> (b,) number of commands since the row's reset that were altered for that reason; a copy."""
+        return {kind: count.copy() for kind, count in self._counts.items()}
+
+    def reset(self, start: Array, mask: Array | None = None) -> None:
+        """Begin at rest at ``start`` (b, a), the robot's measured position or a command known to be safe.
+
+        Args:
+            start: (b, a); rows outside ``mask`` are ignored.
+            mask: (b,) bool, which rows to reset; all by default.
+
+        Raises:
+            RefusedError: a start is not finite or lies outside the position bounds.
+        """
+        rows = np.ones(self._shape[0], bool) if mask is None else np.asarray(mask, bool)
+        start = np.asarray(start, float)
+        if start.shape != self._shape or rows.shape != self._shape[:1]:
+            raise RefusedError(f"start must have shape {self._shape} and mask {self._shape[:1]}, got {start.shape}.")
+        if not ((start[rows] >= self._low) & (start[rows] <= self._high)).all():
+            raise RefusedError(f"start {start[rows].tolist()} must lie in [{self._low.tolist()}, {self._high.tolist()}].")
+        self._position[rows] = self._target[rows] = start[rows]
+        self._velocity[rows] = self._acceleration[rows] = 0
+        self._on_target[rows] = True
+        self._adopt(plan_stop(self._velocity, self._acceleration, self._tick), np.broadcast_to(rows[:, None], self._shape))
+        for count in self._counts.values():
+            count[rows] = 0
+
+    def apply(
+        self,
+        command: Array,
+        *,
+        now_s: float,
+        measured: Array | None = None,
+        command_stamp_s: Array | float | None = None,
+        observation_stamp_s: Array | float | None = None,
+    ) -> Array:
+        """Return the command (b, a) float64 that is sent instead of ``command`` for this control period.
+
+        Args:
+            command: (b, a); anything else is refused as a whole.
+            now_s: the time, on the clock of the stamps.
+            measured: (b, a) measured positions; needed with ``max_relative_target``. A non-finite one counts as a stale
+            observation.
+            command_stamp_s: (b,) or one time; needed with ``max_command_age_s``.
+            observation_stamp_s: (b,) or one time; needed with ``max_observation_age_s``.
+
+        Raises:
+            RefusedError: the filter was not reset, or an argument that a limit needs is missing.
+        """
+        if np.isnan(self._position).any():
+            raise RefusedError("The safety filter must be reset with a start position before its first command.")
+        refused = self._stale("command_age", self._limits.max_command_age_s, now_s, command_stamp_s)
+        refused |= self._stale("observation_age", self._limits.max_observation_age_s, now_s, observation_stamp_s)
+        target, bad = self._readable(command)
+        refused |= bad
+        target = self._clip("position", target, self._low, self._high, ~refused)
+        if self._limits.max_relative_target is not None:
+            if measured is None:
+                raise RefusedError("max_relative_target is set, so every call needs the measured positions.")
+            blind = ~np.isfinite(np.asarray(measured, float)).all(axis=1)
+            self._counts["observation_age"] += blind
+            refused |= blind
+            near = np.where(refused[:, None], self._position, np.asarray(measured, float))
+            target = self._clip("relative_target", target, near - self._relative, near + self._relative, ~refused)
+            target = np.clip(target, self._low, self._high)
+        if self._rest is not None:
+            target = np.where(refused[:, None], self._rest, target)
+            refused = np.zeros_like(refused)
+        if not self._dynamic:
+            self._position = np.where(refused[:, None], self._position, target)
+            return self._position.copy()
+        return self._move(target, refused)
+
+    def _move(self, target: Array, hold: Array) -> Array:
+        """Advance one tick towards ``target`` (b, a), or along the stop plan in the rows ``hold`` (b,)."""
+        p, v, a, tick = self._position, self._velocity, self._acceleration, self._tick
+        moving = np.broadcast_to(~hold[:, None], self._shape)
+        low, high = acceleration_interval(v, a, tick)
+        exact = target - p - v
+        follow = (
+            moving & self._on_target & (exact >= low) & (exact <= high) & self._inside(exact, plan_stop(v + exact, exact, tick))
+        )
+        self._count_dynamics(target, exact, moving & ~follow)
+        chosen, found = exact, follow
+        if not (follow | ~moving).all():
+            searched, admissible = self._search(target, low, high)
+            chosen, found = np.where(follow, exact, searched), follow | (moving & admissible)
+        planned, at_rest = self._plan.at(self._plan_step + 1, tick)
+        moved = np.where(found, p + v + chosen, np.where(at_rest, p, p + v + planned))
+        self._position = np.clip(np.where(follow, target, moved), self._low, self._high)
+        # The state is taken from what is really sent, so rounding never accumulates between the state and the commands.
+        self._velocity = self._position - p
+        self._acceleration = self._velocity - v
+        self._plan_step += 1
+        # From the numbers that were checked: a plan made from the rounded state could need one tick more.
+        self._adopt(plan_stop(v + chosen, chosen, tick), found)
+        self._target = np.where(moving, target, self._position)
+        self._on_target = moving & (self._position == target)
+        return self._position.copy()
+
+    def _search(self, target: Array, low: Array, high: Array) -> tuple[Array, Array]:
+        """Return the best admissible acceleration (b, a) towards a target that cannot simply be followed, and whether there is one.
+
+        The target's own velocity is taken from its last step, unless that was a jump. Best is the acceleration after which braking
+        to that velocity would meet the target; one that lands on the target and can stay with it is better still.
+        """
+        tick = self._tick
+        feed = target - self._target
+        feed = np.where(np.abs(feed) <= tick.velocity, feed, 0)
+        exact = np.clip(target - self._position - self._velocity, low, high)
+        tried = np.concatenate([exact[None], low + (high - low) * np.linspace(0, 1, _CANDIDATES)[:, None, None]])
+        velocity = self._velocity + tried
+        moved = self._position + velocity
+        # The backward difference lags the velocity at the tick by half an acceleration.
+        miss = np.abs(moved + stopping_distance(velocity - feed + tried / 2, tried, tick) - target)
+        # Landing needs the next two accelerations, feed - velocity and then 0, to be within the jerk bound.
+        change = feed - velocity[0]
+        lands = (moved[0] == target) & (np.abs(change - tried[0]) <= tick.jerk) & (np.abs(change) <= tick.jerk)
+        miss[0] = np.where(lands, -1, miss[0])
+        admissible = self._inside(tried, plan_stop(velocity, tried, tick))
+        best = np.argmin(np.where(admissible, miss, np.inf), axis=0)[None]
+        return np.take_along_axis(tried, best, axis=0)[0], np.take_along_axis(admissible, best, axis=0)[0]
+
+    def _inside(self, acceleration: Array, stop: StopPlan) -> Array:
+        """Return whether the next position and all of the stop plan after it lie inside the position bounds."""
+        moved = self._position + self._velocity + acceleration
+        return (moved + stop.highest <= self._high) & (moved + stop.lowest >= self._low)
+
+    def _adopt(self, plan: StopPlan, where: Array) -> None:
+        """Make ``plan`` the one that is followed when nothing better is admissible, for the elements in ``where``."""
+        for name, old in vars(self._plan).items():
+            np.copyto(old, getattr(plan, name), where=where)
+        self._plan_step[where] = 0
+
+    def _stale(self, kind: str, limit_s: float | None, now_s: float, stamp_s: Array | float | None) -> Array:
+        """Return which rows (b,) are too old, and count them; an age that is not a number is too old."""
+        if limit_s is None:
+            return np.zeros(self._shape[0], bool)
+        if stamp_s is None:
+            raise RefusedError(f"max_{kind}_s={limit_s} is set, so every call needs a time stamp for it.")
+        age = np.broadcast_to(now_s - np.asarray(stamp_s, float), self._shape[:1])
+        stale = ~(np.abs(age) <= limit_s)
+        self._counts[kind] += stale
+        return stale
+
+    def _readable(self, command: Array) -> tuple[Array, Array]:
+        """Return the command as float64 and which rows (b,) are refused; refused rows hold the last safe command."""
+        try:
+            target = np.asarray(command, float)
+        except (TypeError, ValueError):
+            target = np.empty(0)
+        if target.shape != self._shape:
+            self._counts["shape"] += 1
+            return self._position.copy(), np.ones(self._shape[0], bool)
+        bad = ~np.isfinite(target).all(axis=1)
+        self._counts["non_finite"] += bad
+        return np.where(bad[:, None], self._position, target), bad
+
+    def _clip(self, kind: str, target: Array, low: Array, high: Array, rows: Array) -> Array:
+        """Clip to [low, high] and count the rows in which that changed something."""
+        clipped = np.clip(target, low, high)
+        self._counts[kind] += rows & (clipped != target).any(axis=1)
+        return clipped
+
+    def _count_dynamics(self, target: Array, exact: Array, altered: Array) -> None:
+        """Name why each altered element could not simply go to its target."""
+        over = {
+            "velocity": np.abs(target - self._position) > self._tick.velocity,
+            "acceleration": np.abs(exact) > self._tick.acceleration,
+            "jerk": np.abs(exact - self._acceleration) > self._tick.jerk,
+        }
+        over["braking"] = ~(over["velocity"] | over["acceleration"] | over["jerk"])
+        for kind, elements in over.items():
+            self._counts[kind] += (altered & elements).any(axis=1)
+
+
+def _filled(bound: Bound, dim: int, missing: float) -> Array:
+    """Return a bound as floats (a,), with ``missing`` where none was asked for."""
+    return np.array([missing if value is None else value for value in (bound or (None,) * dim)], float)
+
+
+def _tick_limits(limits: SafetyLimits) -> TickLimits:
+    """Convert to per-tick units; a missing bound becomes a value that never binds: v <= range, a <= 2 v, j <= 2 a per tick."""
+    dt = 1 / limits.control_rate_hz
+    low, high = limits.inner_bounds()
+    keep = 1 - _SHRINK
+    velocity = _filled(limits.max_velocity, limits.dim, np.nan) * dt * keep
+    velocity = np.where(np.isnan(velocity), np.where(np.isfinite(high - low), high - low, 1e100), velocity)
+    acceleration = _filled(limits.max_acceleration, limits.dim, np.nan) * dt**2 * keep
+    acceleration = np.where(np.isnan(acceleration), 2 * velocity, acceleration)
+    jerk = _filled(limits.max_jerk, limits.dim, np.nan) * dt**3 * keep
+    bounded = ~np.isnan(jerk)
+    return TickLimits(
+        low=low,
+        high=high,
+        velocity=velocity,
+        acceleration=acceleration,
+        jerk=np.where(bounded, jerk, 2 * acceleration),
+        jerk_bounded=bounded,
+    )
