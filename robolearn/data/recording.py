@@ -1,0 +1,172 @@
+"""Recording an episode step by step, each frame durable within a fixed time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from robolearn.core.errors import RefusedError
+from robolearn.core.types import Array, FeatureSpec
+from robolearn.data.disk import refusal
+from robolearn.data.episode_file import check_finite
+from robolearn.data.folder import INTERRUPTED
+from robolearn.data.header import T_WALL
+from robolearn.data.journal import JournalWriter
+
+
+class Recording:
+    """An episode that is being recorded; leaving its ``with`` block without :meth:`finish` keeps it as ``interrupted``.
+
+    A frame is safe from the death of this process once :meth:`add_frame` returns, and from the loss of power within
+    ``flush_interval_s``: a background thread syncs, so neither the control loop nor a pause in it delays that.
+    """
+
+    def __init__(
+        self,
+        journal: JournalWriter,
+        streams: Mapping[str, FeatureSpec],
+        *,
+        store: Callable[[], int],
+        episode: int,
+        flush_interval_s: float,
+    ) -> None:
+        """Wrap a journal.
+
+        Args:
+            journal: just created.
+            streams: what each frame must hold.
+            store: turns the closed journal into a finished episode and returns its position.
+            episode: number named in messages.
+            flush_interval_s: the longest that a frame waits for its sync to begin.
+        """
+        self._journal = journal
+        self._streams = dict(streams)
+        self._store = store
+        self._episode = episode
+        self._flush_interval_s = flush_interval_s
+        self._sync_error: OSError | None = None
+        self._stop = threading.Event()
+        self.frames = 0
+        """Steps added so far."""
+        self.durable_frames = 0
+        """Steps that would survive a loss of power now."""
+        self._flusher = threading.Thread(target=self._flush_forever, name="robolearn-flush", daemon=True)
+        self._flusher.start()
+
+    @property
+    def open(self) -> bool:
+        """Whether frames can still be added."""
+        return not self._stop.is_set()
+
+    def add_frame(self, frame: Mapping[str, Array], *, t_wall: float) -> None:
+        """Add one step.
+
+        Args:
+            frame: every stream of the store except ``t_wall``, without a time axis.
+            t_wall: Unix time [s] of the observation.
+
+        Raises:
+            RefusedError: a stream is missing, unknown, misshapen or not finite, or the disk is full. The frame is not added and
+                the earlier ones are safe.
+        """
+        self._require_open()
+        if self._sync_error is not None:
+            raise refusal(
+                self._sync_error, f"Frames of {self._journal.path} after step {self.durable_frames - 1} are not durable"
+            )
+        arrays = self._checked({**frame, T_WALL: np.float64(t_wall)})
+        try:
+            self._journal.add_frame(arrays)
+        except OSError as error:
+            kept = f"Step {self.frames} was not recorded, the {self.frames} before it are kept in {self._journal.path}"
+            raise refusal(error, kept) from error
+        self.frames += 1
+
+    def finish(self, *, success: bool, outcome: str | None = None, metadata: Mapping[str, Any] | None = None) -> int:
+        """End the episode and store it.
+
+        Args:
+            success: whether the task was solved.
+            outcome: ``success`` or ``failure`` by default; any other word the operator wants.
+            metadata: facts known only now; they are joined with those given at the start.
+
+        Returns:
+            Position of the episode in the store.
+
+        Raises:
+            RefusedError: there are no frames, or the disk is full; then the episode stays in its journal, complete, and becomes a
+                stored one when the store is next opened for appending.
+        """
+        self._require_open()
+        if self.frames == 0:
+            raise RefusedError(f"Episode {self._episode} has no frames; discard it instead.")
+        outcome = outcome or ("success" if success else "failure")
+        try:
+            self._journal.add_done({"success": bool(success), "metadata": {**(metadata or {}), "outcome": outcome}})
+        except (TypeError, ValueError) as error:
+            raise RefusedError(f"Metadata of episode {self._episode} cannot be written as JSON: {error}.") from error
+        except OSError as error:
+            self._close()
+            kept = f"Episode {self._episode} was not stored; its {self.frames} frames are kept in {self._journal.path}"
+            raise refusal(error, kept) from error
+        self._close()
+        return self._store()
+
+    def discard(self) -> None:
+        """Throw the episode away: the only way in which recorded frames are deleted."""
+        self._require_open()
+        self._close()
+        self._journal.path.unlink()
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self.open:
+            return
+        if self.frames == 0:
+            self.discard()
+        else:
+            self.finish(success=False, outcome=INTERRUPTED)
+
+    def _checked(self, frame: Mapping[str, Any]) -> dict[str, Array]:
+        """Return the frame as arrays in the dtype of their streams."""
+        where = f"Episode {self._episode}, step {self.frames}"
+        missing, unknown = sorted(set(self._streams) - set(frame)), sorted(set(frame) - set(self._streams))
+        if missing or unknown:
+            raise RefusedError(f"{where}: streams {missing} are missing and {unknown} are unknown.")
+        arrays = {}
+        for key, feature in self._streams.items():
+            array = np.asarray(frame[key])
+            if array.shape != feature.shape or array.dtype != np.dtype(feature.dtype):
+                raise RefusedError(
+                    f"{where}: stream {key!r} is {array.dtype} {array.shape}, the store keeps {feature.dtype} {feature.shape}."
+                )
+            check_finite(array[None], feature, where=f"Episode {self._episode}, stream {key!r}", first_step=self.frames)
+            arrays[key] = array
+        return arrays
+
+    def _require_open(self) -> None:
+        if not self.open:
+            raise RefusedError(f"Episode {self._episode} is finished already.")
+
+    def _close(self) -> None:
+        self._stop.set()
+        self._flusher.join()
+        self._journal.close()
+
+    def _flush_forever(self) -> None:
+        while not self._stop.wait(self._flush_interval_s):
+            written = self.frames
+            if written == self.durable_frames:
+                continue
+            try:
+                self._journal.sync()
+            except OSError as error:
+                self._sync_error = error
+                return
+            self.durable_frames = written
