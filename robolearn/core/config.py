@@ -50,7 +50,7 @@ def load[S](schema: type[S], *, file: Path | None = None, overrides: Sequence[st
 
 
 def from_mapping[S](schema: type[S], node: object, *, where: str) -> S:
-    """Return a checked instance of the dataclass ``schema`` from a plain mapping, such as ``dataclasses.asdict`` of one after JSON.
+    """Return a checked instance of the dataclass ``schema`` from a plain mapping, such as its ``dataclasses.asdict`` after JSON.
 
     Args:
         schema: see :func:`load`.

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from robolearn.core.errors import RefusedError, nearest
-from robolearn.core.types import FeatureSpec, Observation, Spaces, is_image
+from robolearn.core.types import ACTION, FeatureSpec, Observation, Spaces, is_image
 
 
 def select_observation(spaces: Spaces, keys: Sequence[str]) -> Spaces:
@@ -26,7 +26,7 @@ def select_observation(spaces: Spaces, keys: Sequence[str]) -> Spaces:
 
 
 def check_observation(observation: Observation, features: Mapping[str, FeatureSpec], obs_horizon: int) -> int:
-    """Return the number of rows ``b`` of an observation that a policy can take: key -> (b, obs_horizon, ...), at least ``features``.
+    """Return the number of rows ``b`` of an observation that a policy can take: key -> (b, obs_horizon, ...), all ``features``.
 
     Raises:
         RefusedError: a key is missing, a shape or dtype differs, or a value is not finite; the message names the key.
@@ -47,3 +47,12 @@ def check_observation(observation: Observation, features: Mapping[str, FeatureSp
             bad = int(np.argwhere(~np.isfinite(value))[0, 0])
             raise RefusedError(f"{key} holds a value that is not finite, first in row {bad}.")
     return rows
+
+
+def flat_streams(spaces: Spaces) -> dict[str, int]:
+    """Return the streams that a policy of these ``spaces`` normalises, with their sizes: flat observations and ``action``."""
+    flat = {key: feature for key, feature in spaces.observation.items() if not is_image(key)}
+    for key, feature in flat.items():
+        if len(feature.shape) != 1:
+            raise RefusedError(f"{key} must have shape (s,), got {feature.shape}.")
+    return {key: feature.shape[0] for key, feature in flat.items()} | {ACTION: spaces.action_dim}

@@ -1,6 +1,6 @@
 """Reverse-time samplers as pure functions of (denoiser, steps, latent noise).
 
-DDIM and DDPM are one affine rule with different numbers, so a sampler is a table of them, made once. With ``output`` the network's::
+DDIM and DDPM are one affine rule with different numbers, so a sampler is a table of them; ``output`` is the network's::
 
     denoised = clip(denoised_from_noisy * noisy + denoised_from_output * output)
     next     = next_from_denoised * denoised + next_from_noisy * noisy + next_from_output * output + fresh_noise * noise
@@ -36,8 +36,8 @@ class SamplerStep(NamedTuple):
 def step_levels(*, levels: int, steps: int, spacing: Spacing = "leading") -> list[int]:
     """Return the noise levels that ``steps`` reverse steps visit, noisiest first, as diffusers' schedulers choose them.
 
-    ``leading`` counts up from level 0 (diffusers' default; never asks about the very noisiest levels), ``trailing`` counts down from
-    the noisiest (Lin et al. 2023, table 2).
+    ``leading`` counts up from level 0 (diffusers' default; never asks about the very noisiest levels), ``trailing`` counts down
+    from the noisiest (Lin et al. 2023, table 2).
 
     Raises:
         RefusedError: ``steps`` is not in [1, levels].
@@ -52,8 +52,8 @@ def step_levels(*, levels: int, steps: int, spacing: Spacing = "leading") -> lis
 def ddim_steps(alpha_bars: Tensor, visited: Sequence[int], prediction: Prediction) -> tuple[SamplerStep, ...]:
     """Return the deterministic DDIM steps (Song et al. 2021, eq. 12 with eta = 0).
 
-    ``next = sqrt(abar') denoised + sqrt(1 - abar') noise_estimate``; as in diffusers, clipping does not change the noise estimate, and
-    after the last level ``abar' = 1``.
+    ``next = sqrt(abar') denoised + sqrt(1 - abar') noise_estimate``; as in diffusers, clipping leaves the noise estimate as it is
+    and after the last level ``abar' = 1``.
 
     Args:
         alpha_bars: (levels,) from :func:`robolearn.diffusion.schedules.alpha_bars`.
@@ -71,8 +71,8 @@ def ddim_steps(alpha_bars: Tensor, visited: Sequence[int], prediction: Predictio
 def ddpm_steps(alpha_bars: Tensor, visited: Sequence[int], prediction: Prediction) -> tuple[SamplerStep, ...]:
     """Return the ancestral steps (Ho et al. 2020, eq. 7) with the smaller of the two fixed variances.
 
-    With ``alpha = abar / abar'``: ``next = (sqrt(abar') (1 - alpha) denoised + sqrt(alpha) (1 - abar') noisy) / (1 - abar) + s noise``,
-    ``s^2 = (1 - abar') / (1 - abar) (1 - alpha)``. Arguments as in :func:`ddim_steps`.
+    ``next = (sqrt(abar') (1 - alpha) denoised + sqrt(alpha) (1 - abar') noisy) / (1 - abar) + s noise``,
+    ``alpha = abar / abar'``, ``s^2 = (1 - abar') / (1 - abar) (1 - alpha)``. Arguments as in :func:`ddim_steps`.
     """
     rows = []
     for level, alpha_bar, alpha_bar_next in _visits(alpha_bars, visited):

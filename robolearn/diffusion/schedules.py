@@ -1,7 +1,7 @@
 """The forward process of DDPM: how much of the action and how much noise there is at each noise level.
 
-``noisy = sqrt(alpha_bar) * clean + sqrt(1 - alpha_bar) * noise`` (Ho et al. 2020, eq. 4); the network's output stands for the noise,
-the clean chunk or the velocity, and each of these gives the other two.
+``noisy = sqrt(alpha_bar) * clean + sqrt(1 - alpha_bar) * noise`` (Ho et al. 2020, eq. 4); the network's output stands for the
+noise, the clean chunk or the velocity, and each of these gives the other two.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def sinusoid(position: Tensor, width: int) -> Tensor:
-    """Return the (n, width) float32 sine and cosine features of ``position`` (n,) (Vaswani et al. 2017, section 3.5; sines first)."""
+    """Return (n, width) float32 features of ``position`` (n,), sines then cosines (Vaswani et al. 2017, section 3.5)."""
     half = width // 2
     frequency = torch.exp(torch.arange(half, device=position.device) * (-math.log(10000.0) / (half - 1)))
     angle = position.float()[:, None] * frequency

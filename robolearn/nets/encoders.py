@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from robolearn.core.errors import RefusedError
-from robolearn.core.observation import check_observation
-from robolearn.core.types import ACTION, Array, FeatureSpec, Observation, is_image
+from robolearn.core.observation import check_observation, flat_streams
+from robolearn.core.types import ACTION, Array, FeatureSpec, Observation, Spaces, is_image
+from robolearn.data.normalizer import Normalizer
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,7 @@ class ObservationEncoder(nn.Module):
             raise RefusedError(f"{obs_horizon=} must be at least 1.")
         self.features = dict(features)
         self.obs_horizon = obs_horizon
-        flat = [feature.shape for key, feature in features.items() if not is_image(key)]
-        if any(len(shape) != 1 for shape in flat):
-            raise RefusedError(f"Flat observations need shapes (s,), got {flat}.")
-        per_step = sum(shape[0] for shape in flat)
+        per_step = sum(feature.shape[0] for key, feature in features.items() if not is_image(key))
         self.condition_dim = obs_horizon * per_step
 
     def forward(self, observation: Mapping[str, Tensor], rng: torch.Generator | None) -> Tensor:
@@ -59,7 +57,7 @@ class ObservationEncoder(nn.Module):
         return torch.cat([observation[key].flatten(1) for key in self.features if not is_image(key)], dim=-1)
 
     def read(self, observation: Observation, device: torch.device) -> dict[str, Tensor]:
-        """Check a raw observation (see :func:`check_observation`) and return the tensors of the keys that are encoded, on ``device``."""
+        """Check a raw observation (:func:`check_observation`); return tensors of the encoded keys on ``device``."""
         check_observation(observation, self.features, self.obs_horizon)
         return {key: _tensor(observation[key], device) for key in self.features}
 
@@ -71,6 +69,15 @@ class ObservationEncoder(nn.Module):
             wanted = (self.obs_horizon, *feature.shape)
             if tuple(batch[key].shape[1:]) != wanted:
                 raise RefusedError(f"{key} must have shape (b, {', '.join(map(str, wanted))}), got {tuple(batch[key].shape)}.")
+
+
+def require_streams(normalizer: Normalizer, spaces: Spaces) -> Normalizer:
+    """Return ``normalizer``, refused unless its streams are exactly those that a policy of ``spaces`` normalises."""
+    wanted = set(flat_streams(spaces))
+    if not isinstance(normalizer, Normalizer) or set(normalizer.modes) != wanted:
+        came = sorted(normalizer.modes) if isinstance(normalizer, Normalizer) else normalizer
+        raise RefusedError(f"The normaliser must know exactly {sorted(wanted)}; it knows {came}.")
+    return normalizer
 
 
 def check_actions(batch: Mapping[str, Tensor], pred_horizon: int, action_dim: int) -> Tensor:

@@ -29,10 +29,10 @@ class MlpConfig:
 
 
 class MlpDenoiser(nn.Module):
-    """Residual MLP: the condition enters at the input, the noise level scales and shifts the normalised features of each block.
+    """Residual MLP: the condition enters at the input, the noise level scales and shifts the normalised features of every block.
 
-    ``x <- x + W2 act(W1 ((1 + scale) * norm(x) + shift))`` with (scale, shift) linear in the level's features (Peebles and Xie 2023's
-    adaptive layer norm, without the gate).
+    ``x <- x + W2 act(W1 ((1 + scale) * norm(x) + shift))`` with (scale, shift) linear in the level's features: the adaptive layer
+    norm of Peebles and Xie 2023 without its gate.
     """
 
     def __init__(self, config: MlpConfig, *, pred_horizon: int, action_dim: int, condition_dim: int) -> None:
@@ -56,7 +56,7 @@ class MlpDenoiser(nn.Module):
         return self.condition_in(condition)
 
     def denoise(self, noisy: Tensor, level: Tensor, condition: Tensor) -> Tensor:
-        """Return the output (b, h, a) for noisy chunks (b, h, a), embedded levels (b or 1, ...) and embedded conditions (b, ...)."""
+        """Return (b, h, a) for noisy chunks (b, h, a), embedded levels (b or 1, ...) and embedded conditions (b, ...)."""
         x = self.chunk_in(noisy.flatten(1)) + condition
         modulation = level.chunk(2 * len(self.blocks), dim=-1)
         for index, (norm, block) in enumerate(zip(self.norms, self.blocks, strict=True)):
@@ -65,7 +65,7 @@ class MlpDenoiser(nn.Module):
         return self.chunk_out(x).unflatten(-1, self.shape)
 
     def forward(self, noisy: Tensor, level: Tensor, condition: Tensor) -> Tensor:
-        """Return the output (b, h, a) for noisy chunks (b, h, a), integer levels (b,) and conditions (b, c)."""
+        """Return (b, h, a) for noisy chunks (b, h, a), integer levels (b,) and conditions (b, c)."""
         return self.denoise(noisy, self.embed_levels(level), self.embed_condition(condition))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from robolearn.core.protocols import RandomSource
 from robolearn.core.types import ACTION, ENVIRONMENT_STATE, STATE, ActionChunk, Observation, Spaces, is_image
 from robolearn.data.normalizer import Normalizer
 from robolearn.nets.denoisers import DenoiserConfig, make_denoiser
-from robolearn.nets.encoders import ImageConfig, ObservationEncoder, check_actions
+from robolearn.nets.encoders import ImageConfig, ObservationEncoder, check_actions, require_streams
 from robolearn.nets.losses import chunk_mean
 
 
@@ -29,9 +29,9 @@ class Config:
     """Action steps of one chunk."""
     observation_keys: tuple[str, ...] = (STATE, ENVIRONMENT_STATE)
     """Streams that the policy reads; each must be offered by the data and by the robot."""
-    net: DenoiserConfig = DenoiserConfig()
+    net: DenoiserConfig = field(default_factory=DenoiserConfig)
     """The network: the diffusion policy's, fed zeros in place of the noisy chunk."""
-    image: ImageConfig = ImageConfig()
+    image: ImageConfig = field(default_factory=ImageConfig)
     """How cameras are encoded; ignored where no image key is read."""
     norm: Literal["l1", "l2"] = "l1"
     """Mean absolute or mean squared error, in normalised action units."""
@@ -44,7 +44,7 @@ class Config:
 
 
 class Policy(nn.Module):
-    """Regresses the chunk; the same net as the diffusion policy at noise level 0 on a chunk of zeros, so that only the method differs.
+    """Regresses the chunk with the diffusion policy's net, at noise level 0 on a chunk of zeros: only the method differs.
 
     Attributes:
         config, spaces: what it was made from; ``spaces`` holds only the observation keys that it reads.
@@ -58,7 +58,7 @@ class Policy(nn.Module):
         self.config = config
         self.spaces = select_observation(spaces, config.observation_keys)
         self.obs_horizon, self.pred_horizon = config.obs_horizon, config.pred_horizon
-        self.normalizer = normalizer
+        self.normalizer = require_streams(normalizer, self.spaces)
         self.encoder = ObservationEncoder(self.spaces.observation, config.obs_horizon, image=config.image)
         shape = {"pred_horizon": config.pred_horizon, "action_dim": spaces.action_dim}
         self.net = make_denoiser(config.net, **shape, condition_dim=self.encoder.condition_dim)
@@ -67,7 +67,8 @@ class Policy(nn.Module):
 
     def card(self) -> dict[str, object]:
         """Return what :func:`robolearn.policies.loading.load_policy` needs besides the weights; JSON-serialisable."""
-        return {"policy": "chunk_bc", "config": asdict(self.config), "spaces": self.spaces.to_json()}
+        what: dict[str, object] = {"policy": "chunk_bc", "config": asdict(self.config), "spaces": self.spaces.to_json()}
+        return what | {"normalizer": self.normalizer.modes}
 
     def loss(self, batch: Mapping[str, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean error of the regressed chunk in normalised units, and metrics.

@@ -1,9 +1,9 @@
-"""Diffusion policy (Chi et al. 2023): a chunk of actions is denoised from Gaussian noise, conditioned on the last observations."""
+"""Diffusion policy (Chi et al. 2023): a chunk of actions is denoised from noise, given the last observations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from robolearn.core.types import ACTION, ENVIRONMENT_STATE, STATE, ActionChunk, 
 from robolearn.data.normalizer import Normalizer
 from robolearn.diffusion import sampling, schedules
 from robolearn.nets.denoisers import DenoiserConfig, make_denoiser
-from robolearn.nets.encoders import ImageConfig, ObservationEncoder, check_actions
+from robolearn.nets.encoders import ImageConfig, ObservationEncoder, check_actions, require_streams
 from robolearn.nets.losses import chunk_mean
 
 
@@ -32,9 +32,9 @@ class Config:
     """Action steps of one chunk."""
     observation_keys: tuple[str, ...] = (STATE, ENVIRONMENT_STATE)
     """Streams that the policy reads; each must be offered by the data and by the robot."""
-    denoiser: DenoiserConfig = DenoiserConfig()
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     """The network."""
-    image: ImageConfig = ImageConfig()
+    image: ImageConfig = field(default_factory=ImageConfig)
     """How cameras are encoded; ignored where no image key is read."""
     noise_levels: int = 100
     """Discrete noise levels of the forward process."""
@@ -78,7 +78,7 @@ class Policy(nn.Module):
         self.config = config
         self.spaces = select_observation(spaces, config.observation_keys)
         self.obs_horizon, self.pred_horizon = config.obs_horizon, config.pred_horizon
-        self.normalizer = normalizer
+        self.normalizer = require_streams(normalizer, self.spaces)
         self.encoder = ObservationEncoder(self.spaces.observation, config.obs_horizon, image=config.image)
         shape = {"pred_horizon": config.pred_horizon, "action_dim": spaces.action_dim}
         self.denoiser = make_denoiser(config.denoiser, **shape, condition_dim=self.encoder.condition_dim)
@@ -92,7 +92,8 @@ class Policy(nn.Module):
 
     def card(self) -> dict[str, object]:
         """Return what :func:`robolearn.policies.loading.load_policy` needs besides the weights; JSON-serialisable."""
-        return {"policy": "diffusion", "config": asdict(self.config), "spaces": self.spaces.to_json()}
+        what: dict[str, object] = {"policy": "diffusion", "config": asdict(self.config), "spaces": self.spaces.to_json()}
+        return what | {"normalizer": self.normalizer.modes}
 
     def loss(self, batch: Mapping[str, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean squared error of the network's output at random noise levels (Ho et al. 2020, eq. 14), and metrics.

@@ -30,7 +30,7 @@ class Policy:
         self.config = config
         self.obs_horizon, self.pred_horizon = config.obs_horizon, config.pred_horizon
         self.spaces = select_observation(spaces, [key for key in spaces.observation if not is_image(key)])
-        self._low, self._high = np.float32(spaces.action_low), np.float32(spaces.action_high)
+        self._low, self._high = np.asarray(spaces.action_low, np.float32), np.asarray(spaces.action_high, np.float32)
         if not np.isfinite([self._low, self._high]).all():
             raise RefusedError(f"random: the action bounds must be finite, got {spaces.action_low} to {spaces.action_high}.")
 
