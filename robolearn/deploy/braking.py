@@ -106,8 +106,8 @@ def plan_stop(velocity: Array, acceleration: Array, limits: TickLimits) -> StopP
 def stopping_distance(velocity: Array, acceleration: Array, limits: TickLimits) -> Array:
     """Return the signed way to rest under time-optimal braking in continuous time; used to steer, not to guarantee.
 
-    With w = v + a|a| / (2J) > 0 (the velocity once the acceleration is ramped out; else mirrored) the acceleration falls to -P, stays
-    and returns: P = min(A, sqrt(J v + a^2/2)), and each phase's way is a cubic in its duration.
+    Let w = v + a|a| / (2J), the velocity once the acceleration is ramped out, be positive (else mirror). The acceleration falls
+    to -P, stays and returns, with P = min(A, sqrt(J v + a^2/2)); each phase's way is a cubic in its duration.
     """
     jerk = limits.jerk
     side = np.where(velocity + acceleration * np.abs(acceleration) / (2 * jerk) >= 0, 1.0, -1.0)

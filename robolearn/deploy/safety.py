@@ -60,13 +60,21 @@ class SafetyLimits:
     """A command older than this, or from as far in the future, is not followed."""
     max_observation_age_s: float | None = None
     """As above, for the observation that the command was computed from."""
-    rest_command: tuple[float, ...] | None = None
-    """What stops the robot, for commands that are velocities or pose deltas; None: the last safe command (positions)."""
+    rest_command: Bound = None
+    """What replaces a refused command: 0 where commands are velocities or pose deltas; None holds the last safe command."""
 
     def __post_init__(self) -> None:
         if self.dim < 1 or not (np.isfinite(self.control_rate_hz) and self.control_rate_hz > 0):
             raise RefusedError(f"dim={self.dim} and control_rate_hz={self.control_rate_hz} must be positive.")
-        for name in ("position_low", "position_high", "max_velocity", "max_acceleration", "max_jerk", "max_relative_target"):
+        for name in (
+            "position_low",
+            "position_high",
+            "max_velocity",
+            "max_acceleration",
+            "max_jerk",
+            "max_relative_target",
+            "rest_command",
+        ):
             self._check_bound(name)
         for name in ("max_command_age_s", "max_observation_age_s"):
             value = getattr(self, name)
@@ -77,20 +85,24 @@ class SafetyLimits:
         low, high = self.inner_bounds()
         if (low >= high).any():
             raise RefusedError(f"No position is left in dimensions {np.flatnonzero(low >= high).tolist()}: [{low}, {high}].")
-        if self.rest_command is not None:
-            rest = np.asarray(self.rest_command, float)
-            if rest.shape != (self.dim,) or not ((rest >= low) & (rest <= high)).all():
-                raise RefusedError(f"rest_command={self.rest_command} must be {self.dim} numbers inside the position bounds.")
+        for index, value in enumerate(self.rest_command or ()):
+            if value is not None and not low[index] <= value <= high[index]:
+                raise RefusedError(f"rest_command[{index}]={value} must lie in [{low[index]}, {high[index]}].")
 
     @classmethod
-    def from_spaces(cls, spaces: Spaces, *, rest_command: tuple[float, ...] | None = None) -> SafetyLimits:
-        """Return the limits of a simulated robot: finite commands inside the action bounds, no dynamics."""
+    def from_spaces(cls, spaces: Spaces) -> SafetyLimits:
+        """Return the limits of a simulated robot: finite commands inside the action bounds, no dynamics.
+
+        An action element named like a measured one is a position, which is held; any other is a rate, which rests at 0.
+        """
+        measured = {name for feature in spaces.observation.values() for name in feature.names}
+        names = spaces.action.names or ("",) * spaces.action_dim
         return cls(
             dim=spaces.action_dim,
             control_rate_hz=spaces.control_rate_hz,
             position_low=spaces.action_low,
             position_high=spaces.action_high,
-            rest_command=rest_command,
+            rest_command=tuple(None if name in measured else 0.0 for name in names),
         )
 
     def inner_bounds(self) -> tuple[Array, Array]:
@@ -127,10 +139,10 @@ class SafetyFilter:
         self._shape = (num_rows, limits.dim)
         self._low, self._high = limits.inner_bounds()
         self._relative = _filled(limits.max_relative_target, limits.dim, np.inf)
-        self._rest = None if limits.rest_command is None else np.asarray(limits.rest_command, float)
+        self._rest = _filled(limits.rest_command, limits.dim, np.nan)
         self._tick = _tick_limits(limits)
         self._dynamic = any(b is not None for b in (limits.max_velocity, limits.max_acceleration, limits.max_jerk))
-        for array in (self._low, self._high, self._relative, *vars(self._tick).values()):
+        for array in (self._low, self._high, self._relative, self._rest, *vars(self._tick).values()):
             array.flags.writeable = False
         self._position: Array = np.full(self._shape, np.nan)
         self._velocity: Array = np.zeros(self._shape)
@@ -212,18 +224,17 @@ class SafetyFilter:
             near = np.where(refused[:, None], self._position, np.asarray(measured, float))
             target = self._clip("relative_target", target, near - self._relative, near + self._relative, ~refused)
             target = np.clip(target, self._low, self._high)
-        if self._rest is not None:
-            target = np.where(refused[:, None], self._rest, target)
-            refused = np.zeros_like(refused)
+        target = np.where(refused[:, None], self._rest, target)
+        hold = np.isnan(target)
         if not self._dynamic:
-            self._position = np.where(refused[:, None], self._position, target)
+            self._position = np.where(hold, self._position, target)
             return self._position.copy()
-        return self._move(target, refused)
+        return self._move(np.where(hold, self._position, target), hold)
 
     def _move(self, target: Array, hold: Array) -> Array:
-        """Advance one tick towards ``target`` (b, a), or along the stop plan in the rows ``hold`` (b,)."""
+        """Advance one tick towards ``target`` (b, a), or along the stop plan where ``hold`` (b, a)."""
         p, v, a, tick = self._position, self._velocity, self._acceleration, self._tick
-        moving = np.broadcast_to(~hold[:, None], self._shape)
+        moving = ~hold
         low, high = acceleration_interval(v, a, tick)
         exact = target - p - v
         follow = (
@@ -248,10 +259,10 @@ class SafetyFilter:
         return self._position.copy()
 
     def _search(self, target: Array, low: Array, high: Array) -> tuple[Array, Array]:
-        """Return the best admissible acceleration (b, a) towards a target that cannot simply be followed, and whether there is one.
+        """Return the best admissible acceleration (b, a) towards a target that cannot be followed, and whether there is one.
 
-        The target's own velocity is taken from its last step, unless that was a jump. Best is the acceleration after which braking
-        to that velocity would meet the target; one that lands on the target and can stay with it is better still.
+        The target's own velocity is taken from its last step, unless that was a jump. Best is the acceleration after which
+        braking to that velocity would meet the target; one that lands on the target and can stay with it is better still.
         """
         tick = self._tick
         feed = target - self._target
