@@ -217,6 +217,33 @@ class EvaluationResult:
             raise RefusedError(f"{file}: {error}") from error
 
 
+def joined(parts: Sequence[EvaluationResult]) -> EvaluationResult:
+    """Return one result of several that ran different seeds one after the other in the same setting.
+
+    Raises:
+        RefusedError: there are none, or two have a seed in common.
+    """
+    seeds = [seed for part in parts for seed in part.seeds]
+    if not parts or len(set(seeds)) != len(seeds):
+        raise RefusedError(
+            f"{len(parts)} results with {len(seeds)} seeds, {len(set(seeds))} of them different, cannot be joined."
+        )
+    calls = [len(part.batch_latency.seconds) for part in parts]
+    rows = sum(n * part.batch_latency.mean_rows for n, part in zip(calls, parts, strict=True))
+    batch = Latency(
+        what=parts[0].batch_latency.what,
+        seconds=tuple(s for part in parts for s in part.batch_latency.seconds),
+        mean_rows=rows / max(sum(calls), 1),
+    )
+    return replace(
+        parts[0],
+        episodes=tuple(e for part in parts for e in part.episodes),
+        batch_latency=batch,
+        wall_s=sum(part.wall_s for part in parts),
+        interrupted_by=parts[-1].interrupted_by,
+    )
+
+
 def _latency(data: Any) -> Latency:
     return Latency(what=str(data["what"]), seconds=tuple(data["seconds"]), mean_rows=float(data["mean_rows"]))
 

@@ -43,6 +43,32 @@ def mcnemar_exact(wins_a: int, wins_b: int, *, alternative: Alternative = "two-s
     return float(stats.binomtest(wins_a, wins_a + wins_b, 0.5, alternative=alternative).pvalue)
 
 
+def paired_difference_interval(
+    both: int, only_a: int, only_b: int, neither: int, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return Newcombe's (1998, Stat. Med. 17:2635, method 10) interval of rate A minus rate B for paired successes.
+
+    It joins the two Wilson intervals [l, u] of the rates p, correlated by the table's continuity-corrected phi:
+    lower = d - sqrt((p_a - l_a)^2 - 2 phi (p_a - l_a)(u_b - p_b) + (u_b - p_b)^2), and the upper end with the roles swapped.
+    """
+    n = both + only_a + only_b + neither
+    _check_count(both, n)
+    if n == 0:
+        return -1.0, 1.0
+    a, b = both + only_a, both + only_b
+    p_a, p_b = a / n, b / n
+    low_a, high_a = _wilson(a, n, confidence)
+    low_b, high_b = _wilson(b, n, confidence)
+    cross = both * neither - only_a * only_b
+    margins = a * (n - a) * b * (n - b)
+    phi = 0.0 if margins == 0 else (max(cross - n / 2, 0) if cross > 0 else cross) / math.sqrt(margins)
+
+    def distance(x: float, y: float) -> float:
+        return math.sqrt(x**2 - 2 * phi * x * y + y**2)
+
+    return p_a - p_b - distance(p_a - low_a, high_b - p_b), p_a - p_b + distance(high_a - p_a, p_b - low_b)
+
+
 def boschloo(successes_a: int, n_a: int, successes_b: int, n_b: int) -> float:
     """Return the two-sided exact p value of equal rates for unpaired episodes (Boschloo 1970); never weaker than Fisher's."""
     _check_count(successes_a, n_a)
@@ -207,6 +233,11 @@ def required_episodes(rate_a: float, rate_b: float, *, alpha: float = 0.05, powe
     z_alpha, z_power = stats.norm.ppf(1 - _in_unit(alpha, "alpha") / 2), stats.norm.ppf(_in_unit(power, "power"))
     spread = z_alpha * math.sqrt(2 * m * (1 - m)) + z_power * math.sqrt(a * (1 - a) + b * (1 - b))
     return math.ceil((spread / (a - b)) ** 2)
+
+
+def _wilson(successes: int, n: int, confidence: float) -> tuple[float, float]:
+    interval = stats.binomtest(successes, n).proportion_ci(_in_unit(confidence, "confidence"), method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def _letter(index: int) -> str:

@@ -1,4 +1,4 @@
-"""A tiny real environment for rollout tests: a point moves on a line to a goal that its seed draws. Pure numpy, batched, exact."""
+"""A tiny real environment for rollout tests: a point moves on a line to a goal that its seed draws. Pure numpy, batched."""
 
 from __future__ import annotations
 

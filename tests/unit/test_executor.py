@@ -90,7 +90,7 @@ def test_temporal_overlap_weighs_chunks_from_oldest_to_newest():
 
 
 def test_temporal_overlap_with_longer_execution():
-    # exec 2 of 3: step 2 is covered by chunk 0 (its last row) and chunk 1 (its first): (20 + 100/2) / 1.5; step 3 by chunk 1 alone.
+    # exec 2 of 3: step 2 is covered by chunk 0 (last row) and chunk 1 (first): (20 + 100/2) / 1.5; step 3 by chunk 1 alone.
     policy = Counter(pred_horizon=3, chunks=[(0, 10, 20), (100, 110, 120), (0, 0, 0)])
     executor = ChunkExecutor(policy, ExecutorConfig(2, temporal_overlap=True, overlap_decay=np.log(2)), num_rows=1)
     actions = [float(executor.act(observe(0), rngs(1))[0, 0]) for _ in range(4)]

@@ -40,7 +40,8 @@ def test_smoothness_worked_by_hand():
     )
     (episode,) = result.episodes
     assert episode.length == 5
-    # |changes| are 1 1 1 0; third differences: 1-0+3-0... = (1 - 3*0 + 3*1 - 0) = 4 and (1 - 3*1 + 3*0 - 1) = -3: mean square (16+9)/2
+    # |changes| are 1 1 1 0; third differences d - 3c + 3b - a of 0 1 0 1 and 1 0 1 1: 1 - 0 + 3 - 0 = 4, 1 - 3 + 0 - 1 = -3.
+    # (16 + 9) / 2 = 12.5
     assert episode.mean_action_change == pytest.approx(0.75)
     assert episode.mean_squared_jerk == pytest.approx(12.5)
 
@@ -112,7 +113,7 @@ def test_malformed_evaluations_are_refused(tmp_path):
     result = evaluate(ReachEnv(1), NoisyReacher(), [1], QUICK)
     with pytest.raises(RefusedError, match="format"):
         EvaluationResult.from_json({**result.to_json(), "format": "other/1"})
-    with pytest.raises(RefusedError, match="Malformed evaluation.*bogus"):
+    with pytest.raises(RefusedError, match=r"Malformed evaluation.*bogus"):
         EvaluationResult.from_json({**result.to_json(), "bogus": 1})
     with pytest.raises(RefusedError, match="Malformed evaluation"):
         EvaluationResult.from_json({k: v for k, v in result.to_json().items() if k != "episodes"})
@@ -121,7 +122,7 @@ def test_malformed_evaluations_are_refused(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("not a folder")
-    with pytest.raises(RefusedError, match="Cannot write .*file/evaluation.json"):
+    with pytest.raises(RefusedError, match=r"Cannot write .*file/evaluation\.json"):
         evaluate(ReachEnv(1), NoisyReacher(), [1], QUICK).save(blocker)
 
 
@@ -144,7 +145,7 @@ def test_policies_that_do_not_fit_are_refused_before_the_first_step(policy, word
 
 @pytest.mark.parametrize("seeds", [[], [1, 1], [-1]])
 def test_bad_seeds_are_refused(seeds):
-    with pytest.raises(RefusedError, match="[Ss]eed"):
+    with pytest.raises(RefusedError, match=r"[Ss]eed"):
         evaluate(ReachEnv(2), NoisyReacher(), seeds, QUICK)
 
 
