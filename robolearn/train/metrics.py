@@ -7,7 +7,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +62,25 @@ class MeanMeter:
 class MetricsWriter:
     """Writes rows to every sink; a row survives the death of the process once :meth:`write` has returned.
 
-    On resuming, rows of steps that are going to be run again are dropped, so that every step has one row.
+    Rows of an earlier process for which ``keep`` is false are dropped: what is run again is not to be recorded twice.
 
     Raises:
         RefusedError: Weights & Biases is asked for but not installed, or the folder cannot be written.
     """
 
-    def __init__(self, run_dir: Path, *, start_step: int, tensorboard: bool, wandb_project: str | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        start_step: int,
+        keep: Callable[[Row], bool],
+        tensorboard: bool = True,
+        wandb_project: str | None = None,
+    ) -> None:
         self._path = run_dir / METRICS_FILE
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            _keep_rows(self._path, last_step=start_step)
+            _filter_rows(self._path, keep)
             self._stream = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise RefusedError(f"Cannot write metrics to {self._path}: {error.strerror}.") from error
@@ -125,10 +133,10 @@ def read_metrics(run_dir: Path) -> list[Row]:
     return rows
 
 
-def _keep_rows(path: Path, *, last_step: int) -> None:
+def _filter_rows(path: Path, keep: Callable[[Row], bool]) -> None:
     if not path.exists():
         return
-    kept = [row for row in read_metrics(path.parent) if row["step"] is not None and row["step"] <= last_step]
+    kept = [row for row in read_metrics(path.parent) if keep(row)]
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in kept)

@@ -20,7 +20,7 @@ from robolearn.train.divergence import save_divergence
 from robolearn.train.interfaces import TrainablePolicy, WindowSource
 from robolearn.train.interrupts import Interrupted, InterruptGuard, NonFiniteError
 from robolearn.train.learner import Learner
-from robolearn.train.metrics import MetricsWriter
+from robolearn.train.metrics import MetricsWriter, Row
 from robolearn.train.processes import Processes
 from robolearn.train.progress import TrainProgress
 from robolearn.train.validation import Validation
@@ -148,7 +148,7 @@ class _Loop:
         self._writer = self._open_writer() if self._main else None
         self._began_s = self._window_began_s = time.monotonic()
         self._elapsed_before_s = learner.elapsed_s
-        self._window_data_s, self._window_start = 0.0, learner.step
+        self._window_data_s, self._window_aside_s, self._window_start = 0.0, 0.0, learner.step
         stopped: Literal["finished", "max_seconds"] = "finished"
         try:
             with TrainProgress(total=config.steps, start=learner.step, shown=self._main) as self._progress:
@@ -167,8 +167,15 @@ class _Loop:
         return TrainResult(learner.step, stopped, newest, best_path, scores.get(best or -1), learner.average.policy)
 
     def _open_writer(self) -> MetricsWriter:
-        config, start = self._config, self._learner.step
-        return MetricsWriter(self._run_dir, start_step=start, tensorboard=config.tensorboard, wandb_project=config.wandb_project)
+        config, start, scores = self._config, self._learner.step, self._folder.scores()
+
+        def still_true(row: Row) -> bool:
+            """Return whether resuming won't write this row again; a score counts once the checkpoint folder knows it."""
+            step = row["step"] or 0
+            return step < start or (step == start and ("score" not in row or step in scores))
+
+        sinks: dict[str, Any] = {"tensorboard": config.tensorboard, "wandb_project": config.wandb_project}
+        return MetricsWriter(self._run_dir, start_step=start, keep=still_true, **sinks)
 
     def _due(self, every: int) -> bool:
         return self._learner.step % every == 0 or self._learner.step == self._config.steps
@@ -184,6 +191,7 @@ class _Loop:
             self._progress.advance(self._learner.step, time.monotonic())
         if log:
             self._log()
+        began_s = time.monotonic()
         if validate and self._validation is not None:
             self._write(self._validation.measure(self._learner.average.policy))
         if save:
@@ -191,12 +199,13 @@ class _Loop:
             self._score_checkpoint()
             if self._main:
                 self._folder.prune(config.keep_checkpoints)
+        self._window_aside_s += time.monotonic() - began_s
 
     def _log(self) -> None:
         learner = self._learner
         means = learner.meter.pop()  # waits for the device, so that the clock below sees finished updates
         now_s = time.monotonic()
-        updates, seconds = learner.step - self._window_start, max(1e-9, now_s - self._window_began_s)
+        updates, seconds = learner.step - self._window_start, max(1e-9, now_s - self._window_began_s - self._window_aside_s)
         learner.elapsed_s = self._elapsed_before_s + now_s - self._began_s
         speed = updates * learner.samples_per_update / seconds
         row = {f"train/{name}": value for name, value in means.items()}
@@ -208,7 +217,8 @@ class _Loop:
         share = self._window_data_s / seconds
         if self._main:
             self._progress.report(learner.step, loss=means["loss"], samples_per_s=speed, data_share=share)
-        self._window_data_s, self._window_start, self._window_began_s = 0.0, learner.step, now_s
+        self._window_data_s, self._window_aside_s = 0.0, 0.0
+        self._window_start, self._window_began_s = learner.step, now_s
 
     def _write(self, row: Mapping[str, float]) -> None:
         if self._writer is not None:
@@ -227,8 +237,8 @@ class _Loop:
         with self._guard.at_once():
             score = self._score(step, self._folder.path(step), self._learner.average.policy)
         if score is not None:
-            self._folder.record_score(step, float(score))
             self._write({"score": float(score)})
+            self._folder.record_score(step, float(score))
 
     def _stop_now(self) -> bool:
         """Return whether the time budget is spent, with a checkpoint saved.
