@@ -15,7 +15,9 @@ import typer
 
 from robolearn.core.errors import RefusedError
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Learn robot policies from demonstrations and evaluate them.")
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Learn robot policies from demonstrations and evaluate them."
+)
 data_app = typer.Typer(no_args_is_help=True, help="Inspect, check and mend episode stores.")
 app.add_typer(data_app, name="data")
 

@@ -8,8 +8,7 @@ import numpy as np
 
 from robolearn.core.protocols import Env, Expert
 from robolearn.core.types import ACTION, Array, Episode, Observation
-
-SENT_ACTION = "action.sent"
+from robolearn.data.header import ACTION_SENT
 
 
 def demonstrate(env: Env, expert: Expert, *, first_seed: int) -> Iterator[Episode]:
@@ -43,7 +42,7 @@ def _batch(env: Env, expert: Expert, seeds: Array) -> list[Episode]:
         step = env.step(sent)
         observation, ended, success = step.observation, step.ended.copy(), step.success.copy()
     streams = {key: np.stack([o[key] for o in observations]) for key in observations[0]}
-    streams |= {ACTION: np.stack(intended_actions), SENT_ACTION: np.stack(sent_actions)}
+    streams |= {ACTION: np.stack(intended_actions), ACTION_SENT: np.stack(sent_actions)}
     return [
         Episode(
             data={key: value[: lengths[i], i].copy() for key, value in streams.items()},

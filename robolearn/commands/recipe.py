@@ -8,19 +8,13 @@ from typing import Any, Literal
 
 from robolearn.core.config import load, variant
 from robolearn.core.errors import RefusedError
-from robolearn.core.types import ENVIRONMENT_STATE, STATE
+from robolearn.train.config import TrainConfig
 
 
 def _policy_config(name: str) -> type:
     from robolearn.policies import config_class
 
     return config_class(name)
-
-
-def _train_config() -> Any:
-    from robolearn.train.supervised import TrainConfig
-
-    return TrainConfig()
 
 
 @dataclass(frozen=True)
@@ -53,8 +47,6 @@ class DataRecipe:
     """Quality of the scripted expert in [0, 1]; 1 is the best it can do."""
     seed: int = 0
     """First seed of the demonstrations' initial states."""
-    keys: tuple[str, ...] = (STATE, ENVIRONMENT_STATE)
-    """Observation streams that the policy reads."""
     action: Literal["action", "action.sent"] = "action"
     """Learn from the intended action, or from the one that was sent with the expert's deliberate noise."""
     successes_only: bool = True
@@ -73,6 +65,8 @@ class EvaluateRecipe:
     """Episodes, each from its own initial state."""
     exec_horizon: int = 8
     """Actions of a chunk that are executed before the next decision."""
+    temporal_overlap: bool = False
+    """Average the overlapping predictions of successive chunks, as ACT does."""
     seed: int = 0
     """Offset into the block of test seeds; initial states are equal for equal seeds."""
     policy_seed: int = 0
@@ -89,8 +83,8 @@ class Recipe:
     """Folder of the run; ``{recipe}`` stands for the recipe file's stem, ``{task}`` for the task's name."""
     env: EnvRecipe = field(default_factory=EnvRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
-    policy: Any = variant("diffusion", _policy_config)
-    train: Any = field(default_factory=_train_config)
+    policy: Any = variant("diffusion", _policy_config)  # noqa: RUF009 - it returns dataclasses.field
+    train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
 
     def __post_init__(self) -> None:
