@@ -21,7 +21,7 @@ from robolearn.evaluate.statistics import (
     mcnemar_exact,
     paired_difference_interval,
 )
-from robolearn.train.interrupts import Interrupted
+from robolearn.train.interrupts import Interrupted, InterruptGuard
 
 type SeedRule = Literal["equal", "common"]
 """``equal`` refuses results whose seeds differ; ``common`` compares on the seeds that all share."""
@@ -91,6 +91,8 @@ class SequentialComparison:
     results: tuple[EvaluationResult, EvaluationResult]
     test: SequentialTest
     """Its ``p_value`` is valid although one looked after every pair."""
+    interrupted_by: int | None = None
+    """Signal that ended the comparison early; None if there was none."""
 
     @property
     def winner(self) -> str | None:
@@ -182,22 +184,27 @@ def compare_sequentially(
     config = config or RolloutConfig()
     parts: dict[str, list[EvaluationResult]] = {name: [] for name in policies}
     order = list(policies)
-    for start in range(0, len(seeds), env.num_envs):
-        block = seeds[start : start + env.num_envs]
-        timed = config if start == 0 else replace(config, timed_decisions=0)
-        for name in order:
-            parts[name].append(evaluate(env, policies[name], block, timed, progress=progress))
-            signal_number = parts[name][-1].interrupted_by
-            if signal_number is not None and not all(parts.values()):
+    with InterruptGuard() as guard:
+        for start in range(0, len(seeds), env.num_envs):
+            block = seeds[start : start + env.num_envs]
+            timed = config if start == 0 else replace(config, timed_decisions=0)
+            for name in order:
+                if _signal(guard, parts) is None:
+                    parts[name].append(evaluate(env, policies[name], block, timed, progress=progress))
+            if (signal_number := _signal(guard, parts)) is not None and not all(parts.values()):
                 raise Interrupted(signal_number)
-            if signal_number is not None:
+            order.reverse()
+            _add_pairs(test, *(results[-1] for results in parts.values()))
+            if test.decided or signal_number is not None:
                 break
-        order.reverse()
-        _add_pairs(test, *(results[-1] for results in parts.values()))
-        if test.decided or any(results[-1].partial for results in parts.values()):
-            break
     first, second = (joined(results).described(policy=name, provenance={}) for name, results in parts.items())
-    return SequentialComparison(results=(first, second), test=test)
+    return SequentialComparison(results=(first, second), test=test, interrupted_by=_signal(guard, parts))
+
+
+def _signal(guard: InterruptGuard, parts: Mapping[str, Sequence[EvaluationResult]]) -> int | None:
+    """Return the signal that arrived between or during the blocks, if any."""
+    during = [r.interrupted_by for results in parts.values() for r in results if r.interrupted_by is not None]
+    return guard.signal_number if not during else during[0]
 
 
 def _add_pairs(test: SequentialTest, first: EvaluationResult, second: EvaluationResult) -> None:

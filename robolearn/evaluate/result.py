@@ -96,8 +96,10 @@ class EvaluationResult:
     """Policy queries of one row, as a robot would make them."""
     wall_s: float
     """Wall-clock time of the rollouts, simulation and policy together."""
+    seeds_asked: int
+    """Number of episodes that were asked for."""
     interrupted_by: int | None = None
-    """Signal that ended the evaluation early; None if all seeds were run."""
+    """Signal that arrived during the evaluation and asked for its end; None if there was none."""
     policy: str = ""
     """Name by which tables call the policy."""
     provenance: Mapping[str, object] = field(default_factory=dict)
@@ -105,8 +107,8 @@ class EvaluationResult:
 
     @property
     def partial(self) -> bool:
-        """Whether seeds are missing because the evaluation was interrupted."""
-        return self.interrupted_by is not None
+        """Whether episodes are missing because the evaluation was interrupted."""
+        return len(self.episodes) < self.seeds_asked
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -240,6 +242,7 @@ def joined(parts: Sequence[EvaluationResult]) -> EvaluationResult:
         episodes=tuple(e for part in parts for e in part.episodes),
         batch_latency=batch,
         wall_s=sum(part.wall_s for part in parts),
+        seeds_asked=sum(part.seeds_asked for part in parts),
         interrupted_by=parts[-1].interrupted_by,
     )
 

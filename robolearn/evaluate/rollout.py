@@ -152,8 +152,8 @@ def evaluate(
 ) -> EvaluationResult:
     """Run one episode per seed and return what happened.
 
-    Ctrl-C or SIGTERM ends the evaluation after the control step under way: the result then holds the finished episodes and says
-    which signal it was.
+    Ctrl-C or SIGTERM ends the evaluation after the control step under way: the result then holds the finished episodes and names
+    the signal.
 
     Args:
         env: any number of environments.
@@ -192,7 +192,8 @@ def evaluate(
         batch_latency=timed.latency(),
         single_latency=single,
         wall_s=clock() - begin,
-        interrupted_by=guard.signal_number if rollouts.running else None,
+        seeds_asked=len(seeds),
+        interrupted_by=guard.signal_number,
     )
 
 

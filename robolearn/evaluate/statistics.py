@@ -70,7 +70,7 @@ def paired_difference_interval(
 
 
 def boschloo(successes_a: int, n_a: int, successes_b: int, n_b: int) -> float:
-    """Return the two-sided exact p value of equal rates for unpaired episodes (Boschloo 1970); never weaker than Fisher's."""
+    """Return the two-sided exact p value of equal rates for unpaired episodes (Boschloo 1970): twice the smaller one-sided."""
     _check_count(successes_a, n_a)
     _check_count(successes_b, n_b)
     table = [[successes_a, successes_b], [n_a - successes_a, n_b - successes_b]]
