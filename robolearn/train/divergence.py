@@ -39,6 +39,7 @@ def save_divergence(
     policy.zero_grad(set_to_none=True)
     value = loss()
     value.backward()
+    value = value.detach()
     bad_inputs = [name for name, tensor in batch.items() if not torch.isfinite(tensor).all()]
     bad_gradients = [n for n, p in policy.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
     policy.zero_grad(set_to_none=True)

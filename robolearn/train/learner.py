@@ -56,7 +56,7 @@ class Learner:
         self.config, self.device, self.processes = config, device, processes
         self.step = 0
         self.elapsed_s = 0.0
-        self.order = WindowOrder(len(dataset), config.seed)
+        self.order = WindowOrder(len(dataset), config.seed, device)
         self.meter = MeanMeter()
         module = processes.wrap(LossModule(policy, config.precision, device.type))
         loss_module: Any = torch.compile(module) if config.compile else module
@@ -99,7 +99,7 @@ class Learner:
         """Return this process's part of the batch of the next update, on the device."""
         start = self.step * self.samples_per_update + self.processes.index * self.config.batch_size
         rows = self.order.rows(start, self.config.batch_size)
-        return to_device(self._dataset.batch(torch.from_numpy(rows)), self.device)
+        return to_device(self._dataset.batch(rows), self.device)
 
     def draws(self) -> torch.Generator:
         """Return the generator of the next update's noise, and seed torch's own generators, which dropout draws from."""

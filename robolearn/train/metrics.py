@@ -45,9 +45,9 @@ class MeanMeter:
 
     def pop(self) -> dict[str, float]:
         """Return the means and start again; this is where the host waits for the device."""
-        total, count = self.total, self.count
-        self.total, self.count = None, 0
-        return {} if total is None else dict(zip(self.names, (total / count).tolist(), strict=True))
+        names, total, count = self.names, self.total, self.count
+        self.names, self.total, self.count = (), None, 0
+        return {} if total is None else dict(zip(names, (total / count).tolist(), strict=True))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the sums by name, for a checkpoint."""

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import numpy as np
+import torch
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.seeding import generator
-from robolearn.core.types import Array
 
 
 class WindowOrder:
-    """An endless row of window numbers: one permutation of all windows per epoch, laid end to end, so that none is dropped."""
+    """An endless row of window numbers: one permutation of all windows per epoch, laid end to end, so that none is dropped.
 
-    def __init__(self, windows: int, seed: int) -> None:
+    The numbers lie on the training device: copying them there for every batch would make the host wait for the device.
+    """
+
+    def __init__(self, windows: int, seed: int, device: torch.device | str = "cpu") -> None:
         if windows < 1:
             raise RefusedError("The training dataset has no windows.")
         self.windows = windows
         self._seed = seed
+        self._device = device
         self._epoch = -1
-        self._permutation: Array = np.empty(0, np.int64)
+        self._permutation = torch.empty(0, dtype=torch.int64)
 
-    def rows(self, start: int, count: int) -> Array:
+    def rows(self, start: int, count: int) -> torch.Tensor:
         """Return the (count,) int64 window numbers at positions ``start`` to ``start + count - 1``."""
         pieces = []
         while count > 0:
@@ -28,10 +31,10 @@ class WindowOrder:
             piece = self._of_epoch(epoch)[offset : offset + count]
             pieces.append(piece)
             start, count = start + len(piece), count - len(piece)
-        return np.concatenate(pieces)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def _of_epoch(self, epoch: int) -> Array:
+    def _of_epoch(self, epoch: int) -> torch.Tensor:
         if epoch != self._epoch:
-            self._permutation = generator(self._seed, "window order", epoch).permutation(self.windows)
-            self._epoch = epoch
+            permutation = generator(self._seed, "window order", epoch).permutation(self.windows)
+            self._permutation, self._epoch = torch.from_numpy(permutation).to(self._device), epoch
         return self._permutation
