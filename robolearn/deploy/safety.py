@@ -234,17 +234,16 @@ class SafetyFilter:
     def _move(self, target: Array, hold: Array) -> Array:
         """Advance one tick towards ``target`` (b, a), or along the stop plan where ``hold`` (b, a)."""
         p, v, a, tick = self._position, self._velocity, self._acceleration, self._tick
-        moving = ~hold
         low, high = acceleration_interval(v, a, tick)
-        exact = target - p - v
-        follow = (
-            moving & self._on_target & (exact >= low) & (exact <= high) & self._inside(exact, plan_stop(v + exact, exact, tick))
-        )
-        self._count_dynamics(target, exact, moving & ~follow)
-        chosen, found = exact, follow
-        if not (follow | ~moving).all():
-            searched, admissible = self._search(target, low, high)
-            chosen, found = np.where(follow, exact, searched), follow | (moving & admissible)
+        wanted = target - p - v
+        chosen = np.clip(wanted, low, high)
+        plan = plan_stop(v + chosen, chosen, tick)
+        follow = ~hold & self._on_target & (chosen == wanted) & self._inside(chosen, plan)
+        found = follow
+        if not (follow | hold).all():
+            self._count_dynamics(target, wanted, ~hold & ~follow)
+            chosen, found, plan = self._search(target, np.stack([low, high]), follow)
+            found &= ~hold
         planned, at_rest = self._plan.at(self._plan_step + 1, tick)
         moved = np.where(found, p + v + chosen, np.where(at_rest, p, p + v + planned))
         self._position = np.clip(np.where(follow, target, moved), self._low, self._high)
@@ -252,19 +251,20 @@ class SafetyFilter:
         self._velocity = self._position - p
         self._acceleration = self._velocity - v
         self._plan_step += 1
-        # From the numbers that were checked: a plan made from the rounded state could need one tick more.
-        self._adopt(plan_stop(v + chosen, chosen, tick), found)
-        self._target = np.where(moving, target, self._position)
-        self._on_target = moving & (self._position == target)
+        # The plan is the one that was checked: one made from the rounded state could need a tick more.
+        self._adopt(plan, found)
+        self._target = np.where(hold, self._position, target)
+        self._on_target = ~hold & (self._position == target)
         return self._position.copy()
 
-    def _search(self, target: Array, low: Array, high: Array) -> tuple[Array, Array]:
-        """Return the best admissible acceleration (b, a) towards a target that cannot be followed, and whether there is one.
+    def _search(self, target: Array, bounds: Array, follow: Array) -> tuple[Array, Array, StopPlan]:
+        """Return the best acceleration (b, a) in ``bounds`` (2, b, a), whether it is admissible, and the stop plan after it.
 
         The target's own velocity is taken from its last step, unless that was a jump. Best is the acceleration after which
-        braking to that velocity would meet the target; one that lands on the target and can stay with it is better still.
+        braking to that velocity would meet the target; one that lands on the target and can stay with it is better still, and so
+        is one that can ``follow`` it already.
         """
-        tick = self._tick
+        tick, (low, high) = self._tick, bounds
         feed = target - self._target
         feed = np.where(np.abs(feed) <= tick.velocity, feed, 0)
         exact = np.clip(target - self._position - self._velocity, low, high)
@@ -276,10 +276,15 @@ class SafetyFilter:
         # Landing needs the next two accelerations, feed - velocity and then 0, to be within the jerk bound.
         change = feed - velocity[0]
         lands = (moved[0] == target) & (np.abs(change - tried[0]) <= tick.jerk) & (np.abs(change) <= tick.jerk)
-        miss[0] = np.where(lands, -1, miss[0])
-        admissible = self._inside(tried, plan_stop(velocity, tried, tick))
+        miss[0] = np.where(lands | follow, -1, miss[0])
+        plans = plan_stop(velocity, tried, tick)
+        admissible = self._inside(tried, plans)
         best = np.argmin(np.where(admissible, miss, np.inf), axis=0)[None]
-        return np.take_along_axis(tried, best, axis=0)[0], np.take_along_axis(admissible, best, axis=0)[0]
+
+        def pick(values: Array) -> Array:
+            return np.take_along_axis(values, best, axis=0)[0]
+
+        return pick(tried), pick(admissible), StopPlan(**{name: pick(values) for name, values in vars(plans).items()})
 
     def _inside(self, acceleration: Array, stop: StopPlan) -> Array:
         """Return whether the next position and all of the stop plan after it lie inside the position bounds."""
@@ -322,12 +327,12 @@ class SafetyFilter:
         self._counts[kind] += rows & (clipped != target).any(axis=1)
         return clipped
 
-    def _count_dynamics(self, target: Array, exact: Array, altered: Array) -> None:
+    def _count_dynamics(self, target: Array, wanted: Array, altered: Array) -> None:
         """Name why each altered element could not simply go to its target."""
         over = {
             "velocity": np.abs(target - self._position) > self._tick.velocity,
-            "acceleration": np.abs(exact) > self._tick.acceleration,
-            "jerk": np.abs(exact - self._acceleration) > self._tick.jerk,
+            "acceleration": np.abs(wanted) > self._tick.acceleration,
+            "jerk": np.abs(wanted - self._acceleration) > self._tick.jerk,
         }
         over["braking"] = ~(over["velocity"] | over["acceleration"] | over["jerk"])
         for kind, elements in over.items():
