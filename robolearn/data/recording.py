@@ -130,8 +130,13 @@ class Recording:
             return
         if self.frames == 0:
             self.discard()
-        else:
+            return
+        try:
             self.finish(success=False, outcome=INTERRUPTED)
+        except RefusedError as refused:
+            if error is None:
+                raise
+            error.add_note(str(refused))  # what ended the recording is the news; where its frames are comes with it
 
     def _checked(self, frame: Mapping[str, Any]) -> dict[str, Array]:
         """Return the frame as arrays in the dtype of their streams."""

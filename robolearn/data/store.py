@@ -303,6 +303,8 @@ class EpisodeStore:
         """Rewrite a manifest that a kill cut off or that lags behind the files."""
         path, content = self.path / MANIFEST_NAME, manifest_bytes(self._manifest)
         try:
+            for name in (EPISODES, UNFINISHED):  # tools that copy folders may drop empty ones
+                (self.path / name).mkdir(exist_ok=True)
             if (path.read_bytes() if path.exists() else b"") != content:
                 write_whole(path, content)
         except OSError as error:
