@@ -1,8 +1,8 @@
 """Scripted Door: grip the handle obliquely, turn it up with a turn of the whole hand, then pull the door open along its arc.
 
 The handle's bar lies 8 cm in front of the panel, less than half the width of the hand, so the hand comes in tilted about the bar.
-From then on the hand keeps its pose in the frame of the handle: both turns are written as "where would the grip be, had the handle
-(or the door) moved a little further", which makes every phase after the approach a law of the observed handle pose alone.
+From then on the hand keeps its pose in the frame of the handle: both turns are written as "where would the grip be, had the
+handle (or the door) moved a little further", which makes every phase after the approach a law of the observed handle pose alone.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def _grip(scene: Scene) -> tuple[Array, Array]:
     hand_in_handle = np.stack([fingers, np.cross(forward, fingers), forward], axis=-1)
     along, _, across = (scene.misjudge(0) * [0.05, 0.0, 0.03]).T
     offset = np.stack([scene.memory["along"] + along, zero, across], -1)
-    rotation = scene.object_rot(_HANDLE)
-    return scene.object_pos(_HANDLE) + _apply(rotation, offset), rotation @ hand_in_handle
+    rotation = scene.object_rot[:, _HANDLE]
+    return scene.object_pos[:, _HANDLE] + _apply(rotation, offset), rotation @ hand_in_handle
 
 
 def _approach(scene: Scene) -> Command:
@@ -78,18 +78,18 @@ def _close(scene: Scene) -> Command:
 
 def _turn(scene: Scene) -> Command:
     grip, rotation = _grip(scene)
-    handle = scene.object_rot(_HANDLE)
-    axis_point = scene.object_pos(_HANDLE) - _apply(handle, _AXIS_IN_HANDLE_M)
+    handle = scene.object_rot[:, _HANDLE]
+    axis_point = scene.object_pos[:, _HANDLE] - _apply(handle, _AXIS_IN_HANDLE_M)
     step = _axis_rotation(handle[..., 1], -_TURN_AHEAD_RAD)
     position = axis_point + _apply(step, grip - axis_point)
-    hinge, turned = scene.environment[:, -2], -scene.environment[:, -1]
+    hinge, turned = scene.scalars[:, 0], -scene.scalars[:, 1]
     enough = (turned > _TURNED_RAD - 0.5 * np.abs(scene.misjudge(1)[:, 0])) | (hinge > _AJAR_RAD)
     return Command(position, step @ rotation, CLOSED, _unless_slipped(scene, grip, np.where(enough, _PULL, _TURN)), contact=True)
 
 
 def _pull(scene: Scene) -> Command:
     grip, rotation = _grip(scene)
-    hinge_point = scene.object_pos(_FRAME) + _apply(scene.object_rot(_FRAME), _HINGE_IN_FRAME_M)
+    hinge_point = scene.object_pos[:, _FRAME] + _apply(scene.object_rot[:, _FRAME], _HINGE_IN_FRAME_M)
     upwards = np.broadcast_to(np.array([0.0, 0.0, 1.0]), grip.shape)
     step = _axis_rotation(upwards, _PULL_AHEAD_RAD)
     position = hinge_point + _apply(step, grip - hinge_point)

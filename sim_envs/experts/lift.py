@@ -31,7 +31,7 @@ class LiftExpert(ScriptedExpert):
 
 
 def _grasp(scene: Scene) -> tuple[Array, Array]:
-    return scene.object_pos(0), yaw_from_matrix(scene.object_rot(0)) + scene.memory["cube_turn"]
+    return scene.object_pos[:, 0], yaw_from_matrix(scene.object_rot[:, 0]) + scene.memory["cube_turn"]
 
 
 def _hold(scene: Scene) -> Command:

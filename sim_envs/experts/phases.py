@@ -2,8 +2,8 @@
 
 A *phase* is a function from what is seen to a :class:`Command`: a pose to servo to, and the phase to be in at the next step.
 Phases are written as feedback laws of the present observation wherever possible, so that a policy that sees two observations can
-tell from them what the demonstrator did next. Whatever cannot be seen (which side, how fast, how careful) is *style*: drawn once per
-episode from the episode's seed, and kept in a record per environment, so that no environment's demonstration depends on its batch.
+tell from them what the demonstrator did next. Whatever cannot be seen (which side, how fast, how careful) is *style*: drawn once
+per episode from the episode's seed and kept in a record per environment, so that no demonstration depends on its batch.
 """
 
 from __future__ import annotations
@@ -50,12 +50,14 @@ class Scene:
     """(n, 3) or (n, arms, 3) grip site [m], world frame."""
     eef_rot: Array
     """(n, 3, 3) or (n, arms, 3, 3); column 0 is the axis along which the fingers open, column 2 points out of the hand."""
-    width: Array
-    """(n,) or (n, arms) distance between the fingers [m]."""
     joint_position: Array
     """(n, 7 arms) [rad]."""
-    environment: Array
-    """(n, s) ``observation.environment_state``: 12 numbers per object, then the task's scalars."""
+    object_pos: Array
+    """(n, objects, 3) world positions [m] of the task's objects, in the order of ``observation.environment_state``."""
+    object_rot: Array
+    """(n, objects, 3, 3) world orientations."""
+    scalars: Array
+    """(n, scalars) numbers that follow the objects."""
     anchor: Array
     """Grip site at the moment this phase began; shaped as ``eef_pos``."""
     timer: Array
@@ -65,16 +67,8 @@ class Scene:
     flaw: float
     """1 - quality, in [0, 1]."""
 
-    def object_pos(self, index: int) -> Array:
-        """Return (n, 3) world position [m] of the task's object ``index``."""
-        return self.environment[:, 12 * index : 12 * index + 3]
-
-    def object_rot(self, index: int) -> Array:
-        """Return (n, 3, 3) world orientation of the task's object ``index``."""
-        return matrix_from_rotation_6d(self.environment[:, 12 * index + 3 : 12 * index + 9])
-
     def misjudge(self, which: int) -> Array:
-        """Return (n, 3) normal misjudgement of the current attempt with standard deviation ``flaw``: 0 of picking, 1 of placing."""
+        """Return (n, 3) normal misjudgement, standard deviation ``flaw``, of this attempt: 0 of picking, 1 of placing."""
         attempt = np.minimum(self.memory["attempt"], MISJUDGEMENTS - 1)
         return self.flaw * self.memory["misjudge"][np.arange(len(attempt)), attempt, which]
 
@@ -221,18 +215,21 @@ class ScriptedExpert(ABC):
         arms = len(self.arm_base_yaw)
         widths = {STATE: 11 * arms, _JOINT_POSITION: 7 * arms, ENVIRONMENT_STATE: 12 * self.objects + self.scalars}
         for key, width in widths.items():
-            if np.shape(observation.get(key)) != (self.num_envs, width):
-                raise RefusedError(
-                    f"{type(self).__name__} needs {key!r} of shape {(self.num_envs, width)}, got {np.shape(observation.get(key))}."
-                )
+            shape = np.shape(observation[key]) if key in observation else "nothing"
+            if shape != (self.num_envs, width):
+                raise RefusedError(f"{type(self).__name__} needs {key!r} of shape {(self.num_envs, width)}, got {shape}.")
         state = np.asarray(observation[STATE], dtype=np.float64).reshape(self.num_envs, arms, 11)
+        environment = np.asarray(observation[ENVIRONMENT_STATE], dtype=np.float64)
+        objects = environment[:, : 12 * self.objects].reshape(self.num_envs, self.objects, 12)
+        rotations = matrix_from_rotation_6d(np.concatenate([state[..., 3:9], objects[..., 3:9]], axis=1))
         single = (slice(None), 0) if arms == 1 else ()
         return Scene(
             eef_pos=state[..., :3][single],
-            eef_rot=matrix_from_rotation_6d(state[..., 3:9])[single],
-            width=(state[..., 9] - state[..., 10])[single],
+            eef_rot=rotations[:, :arms][single],
             joint_position=np.asarray(observation[_JOINT_POSITION], dtype=np.float64),
-            environment=np.asarray(observation[ENVIRONMENT_STATE], dtype=np.float64),
+            object_pos=objects[..., :3],
+            object_rot=rotations[:, arms:],
+            scalars=environment[:, 12 * self.objects :],
             anchor=self._anchor[single],
             timer=self._timer,
             memory=self._memory,
@@ -244,9 +241,10 @@ class ScriptedExpert(ABC):
         return Scene(
             eef_pos=whole.eef_pos[rows],
             eef_rot=whole.eef_rot[rows],
-            width=whole.width[rows],
             joint_position=whole.joint_position[rows],
-            environment=whole.environment[rows],
+            object_pos=whole.object_pos[rows],
+            object_rot=whole.object_rot[rows],
+            scalars=whole.scalars[rows],
             anchor=whole.anchor[rows],
             timer=whole.timer[rows],
             memory=whole.memory[rows],

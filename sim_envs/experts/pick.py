@@ -105,7 +105,7 @@ def funnel(scene: Scene, goal: Array, rotation: Array) -> tuple[Array, Array]:
 
 def choose_faces(scene: Scene, index: int, other: Array) -> Array:
     """Return (n,) finger heading relative to cube ``index`` [rad]: the faces nearest to the hand, or the next nearest."""
-    cube, hand = yaw_from_matrix(scene.object_rot(index)), hand_yaw(scene)
+    cube, hand = yaw_from_matrix(scene.object_rot[:, index]), hand_yaw(scene)
     near = nearest_quarter(cube, hand)
     far = near - np.copysign(np.pi / 2, near - hand)
     return np.where(other, far, near) - cube

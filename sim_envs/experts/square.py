@@ -35,7 +35,7 @@ class SquareExpert(ScriptedExpert):
 
     def begin(self, scene: Scene) -> Mapping[str, Array]:
         """Choose handle side and final heading of the nut: the plan with the least turning that joint 7 can do."""
-        nut, hand, joint_7 = yaw_from_matrix(scene.object_rot(0)), hand_yaw(scene), scene.joint_position[:, 6]
+        nut, hand, joint_7 = yaw_from_matrix(scene.object_rot[:, 0]), hand_yaw(scene), scene.joint_position[:, 6]
         side, goal = (grid.ravel() for grid in np.meshgrid(_HANDLE_SIDES, _PEG_YAWS, indexing="ij"))
         first = wrap_angle((nut - hand)[:, None] + np.pi / 2 + side)
         second = wrap_angle(goal - nut[:, None])
@@ -47,18 +47,18 @@ class SquareExpert(ScriptedExpert):
 
 
 def _grasp(scene: Scene) -> tuple[Array, Array]:
-    rotation = scene.object_rot(0)
-    return scene.object_pos(0) + _HANDLE_M * rotation[:, :, 0], yaw_from_matrix(rotation) + scene.memory["finger_turn"]
+    rotation = scene.object_rot[:, 0]
+    return scene.object_pos[:, 0] + _HANDLE_M * rotation[:, :, 0], yaw_from_matrix(rotation) + scene.memory["finger_turn"]
 
 
 _PICK = Pick(_grasp, blur_m=(0.025, 0.015, 0.02), rise_m=0.15, close_steps=10)
 
 
 def _insert(scene: Scene) -> Command:
-    nut = scene.object_pos(0)
+    nut = scene.object_pos[:, 0]
     error = _PEG_M - nut[:, :2] + 0.012 * scene.misjudge(1)[:, :2]
     lateral = np.linalg.norm(error, axis=-1)
-    turn = wrap_angle(scene.memory["peg_yaw"] - yaw_from_matrix(scene.object_rot(0)))
+    turn = wrap_angle(scene.memory["peg_yaw"] - yaw_from_matrix(scene.object_rot[:, 0]))
     around_peg = (nut[:, 2] < _PEG_TOP_Z_M - 0.005) & (lateral < 0.015)
     lower = around_peg | ((lateral < 0.006) & (np.abs(turn) < 0.05))
     too_low = (nut[:, 2] < _PEG_TOP_Z_M + 0.015) & (lateral > 0.015)

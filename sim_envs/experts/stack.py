@@ -44,29 +44,29 @@ class StackExpert(ScriptedExpert):
     def begin(self, scene: Scene) -> Mapping[str, Array]:
         """Fix which faces are grasped; where cube B is close, those that keep the fingers clear of it."""
         nearest, other = (choose_faces(scene, 0, np.full(len(scene.timer), flag)) for flag in (False, True))
-        apart = (scene.object_pos(1) - scene.object_pos(0))[:, :2]
-        heading = np.arctan2(apart[:, 1], apart[:, 0]) - yaw_from_matrix(scene.object_rot(0))
+        apart = (scene.object_pos[:, 1] - scene.object_pos[:, 0])[:, :2]
+        heading = np.arctan2(apart[:, 1], apart[:, 0]) - yaw_from_matrix(scene.object_rot[:, 0])
         close_by = np.linalg.norm(apart, axis=-1) < 0.13
         other_is_clearer = np.abs(np.cos(other - heading)) < np.abs(np.cos(nearest - heading))
         return {"cube_turn": np.where(np.where(close_by, other_is_clearer, scene.memory["other_faces"]), other, nearest)}
 
 
 def _grasp(scene: Scene) -> tuple[Array, Array]:
-    return scene.object_pos(0), yaw_from_matrix(scene.object_rot(0)) + scene.memory["cube_turn"]
+    return scene.object_pos[:, 0], yaw_from_matrix(scene.object_rot[:, 0]) + scene.memory["cube_turn"]
 
 
 _PICK = Pick(_grasp, blur_m=(0.03, 0.03, 0.03), rise_m=0.10)
 
 
 def _place(scene: Scene) -> Command:
-    cube, base = scene.object_pos(0), scene.object_pos(1)
+    cube, base = scene.object_pos[:, 0], scene.object_pos[:, 1]
     error = base - cube + scene.misjudge(1) * [0.03, 0.03, 0.0]
     height = cube[:, 2] - base[:, 2] - _STACKED_M
     lateral = np.linalg.norm(error[:, :2], axis=-1)
     inside = lateral < np.where(height < _CLEAR_M, 0.015, 0.006)
     position = scene.eef_pos + error
     position[:, 2] = scene.eef_pos[:, 2] - height + np.where(inside, 0.0, _CLEAR_M + 0.02)
-    own, under = (yaw_from_matrix(scene.object_rot(i)) for i in (0, 1))
+    own, under = (yaw_from_matrix(scene.object_rot[:, i]) for i in (0, 1))
     rotation = top_down(hand_yaw(scene) + nearest_quarter(under, own) - own)
     low_enough = 0.004 + 0.03 * np.abs(scene.misjudge(1)[:, 2])
     following = np.where(inside & (height < low_enough), _RELEASE, _PLACE)

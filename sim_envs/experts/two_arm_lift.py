@@ -45,7 +45,7 @@ class TwoArmLiftExpert(ScriptedExpert):
 
 
 def _pot_yaw(scene: Scene) -> Array:
-    return yaw_from_matrix(scene.object_rot(_POT))[:, None]
+    return yaw_from_matrix(scene.object_rot[:, _POT])[:, None]
 
 
 def _grips(scene: Scene) -> tuple[Array, Array]:
@@ -53,14 +53,14 @@ def _grips(scene: Scene) -> tuple[Array, Array]:
     yaw = _pot_yaw(scene) + scene.memory["finger_turn"]
     opening, along, up = np.moveaxis(np.stack([scene.misjudge(arm) * _BLUR_M for arm in (0, 1)], axis=1), -1, 0)
     across = np.stack([np.cos(yaw) * opening - np.sin(yaw) * along, np.sin(yaw) * opening + np.cos(yaw) * along, np.abs(up)], -1)
-    return np.stack([scene.object_pos(h) for h in _HANDLES], axis=1) + across, top_down(yaw)
+    return np.stack([scene.object_pos[:, h] for h in _HANDLES], axis=1) + across, top_down(yaw)
 
 
 def _approach(scene: Scene) -> Command:
     goal, rotation = _grips(scene)
     position, inside = funnel(scene, goal, rotation)
     arrived = inside & (np.linalg.norm(goal - scene.eef_pos, axis=-1) < _ARRIVED_M)
-    return Command(position, rotation, OPEN, np.where(arrived.all(-1), _CLOSE, _APPROACH), contact=inside.all(-1))
+    return Command(position, rotation, OPEN, np.where(arrived.all(-1), _CLOSE, _APPROACH), contact=inside.min(-1))
 
 
 def _close(scene: Scene) -> Command:
