@@ -49,7 +49,7 @@ def train(
 
 @app.command()
 def evaluate(
-    policy: Annotated[str, typer.Argument(help="Run folder, checkpoint folder, or 'expert', 'hold' or 'random'.")],
+    policy: Annotated[str, typer.Argument(help="Run folder, checkpoint folder, or 'hold' or 'random'.")],
     overrides: OverridesArgument = None,
     *,
     recipe: Annotated[Path | None, typer.Option(help="Recipe that names the task; a run folder holds its own.")] = None,
@@ -64,16 +64,24 @@ def evaluate(
 
 @app.command()
 def compare(
-    results: Annotated[list[Path], typer.Argument(help="Two or more evaluation.json files, or folders that hold one.")],
+    policies: Annotated[
+        list[str], typer.Argument(help="Evaluated runs or evaluation.json files; with --sequential two policies.")
+    ],
     *,
     alpha: Annotated[float, typer.Option(help="Family-wise error rate.")] = 0.05,
     common_seeds: Annotated[bool, typer.Option("--common-seeds", help="Compare on the seeds that all results share.")] = False,
+    sequential: Annotated[bool, typer.Option("--sequential", help="Roll both out in turns; stop when decided.")] = False,
+    recipe: Annotated[Path | None, typer.Option(help="With --sequential: recipe that names the task.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="With --sequential: a.b=c changes to the recipe.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write comparison.json and report.html to this folder.")] = None,
 ) -> None:
     """Compare policies, paired on the same initial states: McNemar, sequential e-values, Holm, letters."""
-    from robolearn.commands.compare import compare
+    from robolearn.commands.compare import compare, compare_online
 
-    compare(results, alpha=alpha, common_seeds=common_seeds, out=out)
+    if sequential:
+        compare_online(policies, changes or [], alpha=alpha, recipe=recipe)
+    else:
+        compare([Path(p) for p in policies], alpha=alpha, common_seeds=common_seeds, out=out)
 
 
 @app.command()
