@@ -18,6 +18,7 @@ from zarr.storage import ZipStore
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.types import Array, Episode, FeatureSpec
+from robolearn.data.disk import refusal
 
 CHUNK_BYTES = 1 << 18
 """Raw bytes per chunk: a state stream is one chunk, an image stream a few frames, so windows decode little beside themselves."""
@@ -203,7 +204,9 @@ def read_episode_file(file: EpisodeFile, keys: list[str]) -> Episode:
 
 
 def _damaged(path: Path, error: Exception) -> RefusedError:
-    reason = "the file is gone" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+    if isinstance(error, OSError):
+        return refusal(error, f"Cannot read episode file {path}")
+    reason = str(error) or type(error).__name__
     return RefusedError(f"Episode file {path} is damaged: {reason}. `robolearn data verify` names all damage, `repair` mends it.")
 
 

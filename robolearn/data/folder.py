@@ -24,7 +24,7 @@ INTERRUPTED = "interrupted"
 
 _EPISODE_NAME = re.compile(r"(\d{6,})\.zarr\.zip")
 _JOURNAL_NAME = re.compile(r"(\d{6,})\.journal")
-_QUARANTINE_NAME = re.compile(r"(\d{6,})\..*")
+_QUARANTINE_NAME = re.compile(r"(\d{6,})\.(?:zarr\.zip|journal)(?:\.\d+)?")
 
 
 def episode_path(store: Path, number: int) -> Path:
@@ -135,7 +135,7 @@ def check_facts(header: StoreHeader, episode: Episode, *, where: str) -> dict[st
             raise RefusedError(f"{where}: {name} is {metadata[name]!r}, the store keeps {getattr(header, name)!r}.")
     for name, value in metadata.items():
         try:
-            json.dumps(value, allow_nan=False)
+            metadata[name] = json.loads(json.dumps(value, allow_nan=False))  # as it will be read back: tuples are lists
         except (TypeError, ValueError) as error:
             raise RefusedError(f"{where}: metadata {name!r} cannot be written as JSON: {error}.") from error
     seed = None if episode.seed is None else int(episode.seed)
@@ -166,12 +166,15 @@ def commit_episode(store: Path, header: StoreHeader, number: int, episode: Episo
         temporary.rename(path)
         sync_folder(path.parent)
         append_entry(store / MANIFEST_NAME, entry)
-    except BaseException as error:
+    except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise refusal(error, f"{where} was not stored, the store is as it was") from error
+        raise refusal(error, f"{where} was not stored, the store is as it was") from error
+    except BaseException:
+        # Interrupted: once the file has its name the episode is finished, and opening the store completes the manifest.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
     return entry
 

@@ -46,7 +46,6 @@ class JournalWriter:
         self.path = path
         self._keys = list(streams)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        self._end = 0
         layout = [[key, f.dtype, list(f.shape)] for key, f in streams.items()]
         try:
             self._append(MAGIC + _record(_HEAD, json.dumps({**head, "layout": layout}, allow_nan=False).encode()))
@@ -81,13 +80,13 @@ class JournalWriter:
             self._descriptor = -1
 
     def _append(self, content: bytes) -> None:
+        end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
         try:
             write_all(self._descriptor, content)
-        except OSError:
-            os.ftruncate(self._descriptor, self._end)
-            os.lseek(self._descriptor, self._end, os.SEEK_SET)
+        except BaseException:
+            os.ftruncate(self._descriptor, end)
+            os.lseek(self._descriptor, end, os.SEEK_SET)
             raise
-        self._end += len(content)
 
 
 @dataclass(frozen=True)

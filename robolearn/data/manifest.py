@@ -89,7 +89,7 @@ def append_entry(path: Path, entry: Entry) -> None:
         try:
             write_all(descriptor, to_line(entry))
             os.fsync(descriptor)
-        except OSError:
+        except BaseException:
             os.ftruncate(descriptor, before)
             raise
     finally:

@@ -87,7 +87,10 @@ class EpisodeStore:
         """
         path = Path(path)
         header = StoreHeader(spaces, task, fidelity, standard_extra(spaces) if extra is None else extra, provenance or {})
-        content = seal(header)
+        try:
+            content = seal(header)
+        except (TypeError, ValueError) as error:
+            raise RefusedError(f"The description of {path} cannot be written as JSON: {error}.") from error
         # A creation that was killed leaves only these behind and may be tried again.
         begun = {LOCK_NAME, EPISODES, UNFINISHED, f".{HEADER_NAME}.tmp"}
         if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - begun):
@@ -96,11 +99,19 @@ class EpisodeStore:
             for folder in (EPISODES, UNFINISHED):
                 (path / folder).mkdir(parents=True, exist_ok=True)
             lock = WriterLock(path)
-            write_whole(path / HEADER_NAME, content)
-            sync_folder(path.parent)
         except OSError as error:
             raise refusal(error, f"Cannot create an episode store at {path}") from error
-        return cls(path, header, lock=lock)
+        try:
+            if (path / HEADER_NAME).exists():
+                raise RefusedError(f"{path} became an episode store in this instant; another process made it.")
+            write_whole(path / HEADER_NAME, content)
+            sync_folder(path.parent)
+            return cls(path, header, lock=lock)
+        except BaseException as error:
+            lock.release()
+            if isinstance(error, OSError):
+                raise refusal(error, f"Cannot create an episode store at {path}") from error
+            raise
 
     @classmethod
     def open(
@@ -237,14 +248,16 @@ class EpisodeStore:
 
     def close(self) -> None:
         """Close all files; a recording that is still open is kept as interrupted."""
-        if self._recording is not None:
-            self._recording.__exit__(None, None, None)
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        try:
+            if self._recording is not None:
+                self._recording.__exit__(None, None, None)
+        finally:
+            for file in self._files.values():
+                file.close()
+            self._files.clear()
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
 
     def __enter__(self) -> EpisodeStore:
         return self
@@ -257,8 +270,9 @@ class EpisodeStore:
         self._entries = [self._manifest.entries[n] for n in sorted(self._manifest.entries)]
 
     def _free_number(self) -> int:
-        """Return the next number; those of journals that could not be stored yet are left to them."""
-        while folder.journal_path(self.path, self._next_number).exists():
+        """Return the next number; those of journals that could not be stored yet, or of an interrupted append, are taken."""
+        taken = (folder.journal_path, folder.episode_path)
+        while any(path(self.path, self._next_number).exists() for path in taken):
             self._next_number += 1
         return self._next_number
 

@@ -150,7 +150,8 @@ def _manifest_problems(path: Path, manifest: Manifest) -> list[Problem]:
 def check_episode(file: Path, header: StoreHeader, listed: Entry | None) -> tuple[Entry | None, Problem | None]:
     """Return the entry of a file that is sound itself, and what is wrong with the file or its manifest line."""
     name = f"{EPISODES}/{file.name}"
-    altered = listed is not None and file_sha256(file) != listed.file_sha256
+    found_sha256 = file_sha256(file)  # a file that cannot be read at all is no damage: the error goes up
+    altered = listed is not None and found_sha256 != listed.file_sha256
     try:
         found = folder.inspect_episode(file, header)
     except RefusedError as error:

@@ -24,7 +24,7 @@ KILLS_PER_STORE = 5
 def forkserver():
     """Child processes that need not import everything again."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["store_writers"])
+    context.set_forkserver_preload(["pytest", "store_writers"])
     return context
 
 

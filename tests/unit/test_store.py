@@ -9,6 +9,7 @@ from episode_samples import CAMERA, assert_same, episode, new_store, spaces
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.types import ACTION, STATE, FeatureSpec
+from robolearn.data import folder
 from robolearn.data.header import ACTION_SENT, REWARD, T_WALL, StoreHeader, seal, standard_extra, unseal
 from robolearn.data.store import EpisodeStore
 
@@ -259,3 +260,29 @@ def test_episodes_outlive_their_manifest(tmp_path, damage):
         assert_same(reader.read(2), episode(7, 2))
     EpisodeStore.open(tmp_path / "s", "a").close()
     assert manifest.read_bytes() == whole, "opening for appending mends it"
+
+
+def test_an_interrupt_after_an_episode_got_its_name_costs_nothing(tmp_path, monkeypatch):
+    """Ctrl-C between the rename and the manifest: the episode is finished and its number is not used again."""
+    with new_store(tmp_path / "s", (5,)) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "append_entry", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                store.append(episode(6, 1))
+        store.append(episode(7, 2))
+    with EpisodeStore.open(tmp_path / "s", "a") as store:
+        assert store.lengths.tolist() == [5, 6, 7]
+        assert_same(store.read(1), episode(6, 1))
+
+
+def test_a_description_that_is_not_json_is_refused(tmp_path):
+    with pytest.raises(RefusedError, match="cannot be written as JSON"):
+        EpisodeStore.create(tmp_path / "s", spaces(), task="lift", fidelity="exact", provenance={"seed": {1}})
+    assert not (tmp_path / "s").exists()
+
+
+def test_metadata_read_the_same_before_and_after_reopening(tmp_path):
+    with new_store(tmp_path / "s") as store:
+        store.append(dataclasses.replace(episode(5), metadata={"region": (1, 2), "notes": {3: "x"}}))
+        now = store.metadata(0)
+    assert EpisodeStore.open(tmp_path / "s").metadata(0) == now
