@@ -13,8 +13,10 @@ from typing import Literal
 
 from robolearn.core.errors import RefusedError, nearest
 from robolearn.nets.mlp import MlpConfig, MlpDenoiser
+from robolearn.nets.transformer import TransformerConfig, TransformerDenoiser
+from robolearn.nets.unet import UnetConfig, UnetDenoiser
 
-type Denoiser = MlpDenoiser
+type Denoiser = MlpDenoiser | UnetDenoiser | TransformerDenoiser
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class DenoiserConfig:
     """``mlp`` for short chunks of state tasks, ``unet`` (Diffusion Policy's) or ``transformer`` for long ones and images."""
     mlp: MlpConfig = field(default_factory=MlpConfig)
     """Used when kind is mlp."""
+    unet: UnetConfig = field(default_factory=UnetConfig)
+    """Used when kind is unet."""
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    """Used when kind is transformer."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("mlp", "unet", "transformer"):
@@ -33,4 +39,9 @@ class DenoiserConfig:
 
 def make_denoiser(config: DenoiserConfig, *, pred_horizon: int, action_dim: int, condition_dim: int) -> Denoiser:
     """Build the chosen network with fresh weights."""
-    return MlpDenoiser(config.mlp, pred_horizon=pred_horizon, action_dim=action_dim, condition_dim=condition_dim)
+    sizes = {"pred_horizon": pred_horizon, "action_dim": action_dim, "condition_dim": condition_dim}
+    if config.kind == "unet":
+        return UnetDenoiser(config.unet, **sizes)
+    if config.kind == "transformer":
+        return TransformerDenoiser(config.transformer, **sizes)
+    return MlpDenoiser(config.mlp, **sizes)

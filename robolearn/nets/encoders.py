@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,22 +12,7 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.observation import check_observation, flat_streams
 from robolearn.core.types import ACTION, Array, FeatureSpec, Observation, Spaces, is_image
 from robolearn.data.normalizer import Normalizer
-
-
-@dataclass(frozen=True)
-class ImageConfig:
-    """How camera pictures become features: ResNet-18 from scratch with GroupNorm, then spatial softmax."""
-
-    crop_fraction: float = 0.9
-    """Side of the crop over side of the picture; random in training, centred otherwise. 1 crops nothing."""
-    keypoints: int = 32
-    """Expected image positions per camera; two numbers each."""
-    shared: bool = False
-    """One encoder for all cameras instead of one per camera."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.crop_fraction <= 1.0 or self.keypoints < 1:
-            raise RefusedError(f"Image encoder: crop_fraction must lie in (0, 1] and keypoints be >= 1; got {self}.")
+from robolearn.nets.images import ImageConfig, ImageEncoder, crop
 
 
 class ObservationEncoder(nn.Module):
@@ -45,7 +29,11 @@ class ObservationEncoder(nn.Module):
         self.features = dict(features)
         self.obs_horizon = obs_horizon
         per_step = sum(feature.shape[0] for key, feature in features.items() if not is_image(key))
-        self.condition_dim = obs_horizon * per_step
+        self.cameras = [key for key in features if is_image(key)]
+        self.crop_fraction, self.shared = image.crop_fraction, image.shared
+        encoders = min(1, len(self.cameras)) if image.shared else len(self.cameras)
+        self.images = nn.ModuleList(ImageEncoder(image) for _ in range(encoders))
+        self.condition_dim = obs_horizon * (per_step + 2 * image.keypoints * len(self.cameras))
 
     def forward(self, observation: Mapping[str, Tensor], rng: torch.Generator | None) -> Tensor:
         """Return the condition (b, condition_dim).
@@ -54,7 +42,12 @@ class ObservationEncoder(nn.Module):
             observation: key -> (b, o, ...), flat streams normalised, images raw uint8 (b, o, height, width, 3).
             rng: draws the crops in training; None crops the centre.
         """
-        return torch.cat([observation[key].flatten(1) for key in self.features if not is_image(key)], dim=-1)
+        parts = [observation[key].flatten(1) for key in self.features if not is_image(key)]
+        for index, key in enumerate(self.cameras):
+            pictures = crop(observation[key], self.crop_fraction, rng)
+            encoder = self.images[0 if self.shared else index]
+            parts.append(encoder(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]).flatten(1))
+        return torch.cat(parts, dim=-1)
 
     def read(self, observation: Observation, device: torch.device) -> dict[str, Tensor]:
         """Check a raw observation (:func:`check_observation`); return tensors of the encoded keys on ``device``."""

@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 from robolearn.core.errors import RefusedError, nearest
-from robolearn.core.observation import flat_streams, select_observation
 from robolearn.core.protocols import Policy
 from robolearn.core.types import Spaces
 
@@ -36,7 +35,8 @@ def make_policy(name: str, config: object, spaces: Spaces, normalizer: Any) -> P
         name: one of :func:`policy_names`.
         config: an instance of its ``Config``.
         spaces: what the data or the environment offers; the policy keeps the observation keys that it reads.
-        normalizer: :class:`robolearn.data.normalizer.Normalizer` of exactly the :func:`normalized_streams`; None without any.
+        normalizer: :class:`robolearn.data.normalizer.Normalizer` of exactly the flat streams that the policy reads and
+            ``action``; None for a policy without weights.
 
     Raises:
         RefusedError: unknown name, a configuration of another policy, or an observation key that is not offered.
@@ -46,16 +46,6 @@ def make_policy(name: str, config: object, spaces: Spaces, normalizer: Any) -> P
         came = f"{type(config).__module__}.{type(config).__name__}"
         raise RefusedError(f"Policy {name!r} takes a {module.__name__}.Config, got a {came}.")
     return module.Policy(config, spaces, normalizer)
-
-
-def normalized_streams(config: object, spaces: Spaces) -> dict[str, int]:
-    """Return stream -> size for the normaliser that a policy of this ``config`` needs on ``spaces``; empty if it needs none.
-
-    Raises:
-        RefusedError: a stream that the policy reads is not offered.
-    """
-    keys = getattr(config, "observation_keys", None)
-    return {} if keys is None else flat_streams(select_observation(spaces, keys))
 
 
 def _module(name: str) -> ModuleType:

@@ -15,7 +15,8 @@ from robolearn.core.protocols import RandomSource
 from robolearn.core.types import ACTION, ENVIRONMENT_STATE, STATE, ActionChunk, Observation, Spaces, is_image
 from robolearn.data.normalizer import Normalizer
 from robolearn.nets.denoisers import DenoiserConfig, make_denoiser
-from robolearn.nets.encoders import ImageConfig, ObservationEncoder, check_actions, require_streams
+from robolearn.nets.encoders import ObservationEncoder, check_actions, require_streams
+from robolearn.nets.images import ImageConfig
 from robolearn.nets.losses import chunk_mean
 
 

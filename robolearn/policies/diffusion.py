@@ -18,7 +18,8 @@ from robolearn.core.types import ACTION, ENVIRONMENT_STATE, STATE, ActionChunk, 
 from robolearn.data.normalizer import Normalizer
 from robolearn.diffusion import sampling, schedules
 from robolearn.nets.denoisers import DenoiserConfig, make_denoiser
-from robolearn.nets.encoders import ImageConfig, ObservationEncoder, check_actions, require_streams
+from robolearn.nets.encoders import ObservationEncoder, check_actions, require_streams
+from robolearn.nets.images import ImageConfig
 from robolearn.nets.losses import chunk_mean
 
 
