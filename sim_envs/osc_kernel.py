@@ -91,16 +91,20 @@ class Slots(NamedTuple):
 
 
 @compiled
-def _measure(row: Array, arm: Array, out: Array) -> None:
+def measure(row: Array, arm: Array, out: Array) -> None:
     """Fill ``out`` (MEASURED,) with the arm's grip-site pose, Jacobian (mj_jac's formula), speeds and mass matrix (from qM)."""
     site, root = arm[GRIP_SITE], arm[ROOT_BODY]
     position = float64_view(row[SITE_POS] + 24 * site, 3)
     matrix = float64_view(row[SITE_MAT] + 72 * site, 9)
     com = float64_view(row[SUBTREE_COM] + 24 * root, 3)
-    out[POS : POS + 3] = position
-    out[MAT : MAT + 9] = matrix
     ox, oy, oz = position[0] - com[0], position[1] - com[1], position[2] - com[2]
-    out[LINEAR : LINEAR + 6] = 0.0
+    # Loops instead of slice assignments: each of those costs a second of compilation.
+    for i in range(3):
+        out[POS + i] = position[i]
+    for i in range(9):
+        out[MAT + i] = matrix[i]
+    for i in range(6):
+        out[LINEAR + i] = 0.0
     for k in range(7):
         dof = arm[ARM_DOF + k]
         speed = float64_view(row[QVEL] + 8 * dof, 1)[0]
@@ -126,25 +130,8 @@ def _measure(row: Array, arm: Array, out: Array) -> None:
 
 
 @compiled
-def _set_goal(row: Array, arm: Array, measured: Array, delta: Array, goal: Array) -> None:
-    """Fill ``goal`` (12,) with the desired world position and rotation for a pose ``delta`` (6,) in the base frame."""
-    base = float64_view(row[SITE_POS] + 24 * arm[BASE_SITE], 3)
-    turn = float64_view(row[SITE_MAT] + 72 * arm[BASE_SITE], 9).reshape(3, 3)
-    local = np.empty(3)
-    for i in range(3):
-        local[i] = POSITION_SCALE_M * min(max(delta[i], -1.0), 1.0)
-        for k in range(3):
-            local[i] += turn[k, i] * (measured[POS + k] - base[k])
-    for i in range(3):
-        goal[i] = base[i] + turn[i, 0] * local[0] + turn[i, 1] * local[1] + turn[i, 2] * local[2]
-    rotation = _rotation(delta)
-    # World frame: B (dR B^T R) with B the base, dR the commanded rotation, R the measured one.
-    goal[3:12] = (turn @ (rotation @ (turn.T @ measured[MAT : MAT + 9].reshape(3, 3)))).ravel()
-
-
-@compiled
-def _rotation(delta: Array) -> Array:
-    """Return the 3 x 3 rotation by the scaled and clipped axis-angle vector ``delta[3:6]``.
+def commanded_rotation(delta: Array, out: Array) -> None:
+    """Fill ``out`` (3, 3) with the rotation by the scaled and clipped axis-angle vector ``delta[3:6]``.
 
     robosuite rounds the quaternion to single precision (``transform_utils.quat2mat``), which turns the goal by 1e-8 rad; the same
     rounding, in the same order, keeps the two simulations together.
@@ -153,19 +140,45 @@ def _rotation(delta: Array) -> Array:
     y = ROTATION_SCALE_RAD * min(max(delta[4], -1.0), 1.0)
     z = ROTATION_SCALE_RAD * min(max(delta[5], -1.0), 1.0)
     angle = np.sqrt(x * x + y * y + z * z)
-    out = np.eye(3)
-    if angle == 0.0:
-        return out
-    sine = np.sin(angle / 2.0)
-    q = np.array([np.cos(angle / 2.0), x / angle * sine, y / angle * sine, z / angle * sine]).astype(np.float32)
-    q *= np.sqrt(2.0 / np.dot(q, q))
-    products = np.outer(q, q)
+    sine, safe = np.sin(angle / 2.0), angle if angle > 0.0 else 1.0
+    q = np.empty(4, dtype=np.float32)
+    q[0], q[1], q[2], q[3] = np.cos(angle / 2.0), x / safe * sine, y / safe * sine, z / safe * sine
+    scale = np.sqrt(2.0 / np.dot(q, q))
+    for i in range(4):
+        q[i] = q[i] * scale
     for i in range(3):
         j, k = (i + 1) % 3, (i + 2) % 3
-        out[i, i] = 1.0 - products[min(j, k) + 1, min(j, k) + 1] - products[max(j, k) + 1, max(j, k) + 1]
-        out[i, j] = products[i + 1, j + 1] - products[0, k + 1]
-        out[j, i] = products[i + 1, j + 1] + products[0, k + 1]
-    return out
+        low, high = q[min(j, k) + 1], q[max(j, k) + 1]
+        out[i, i] = 1.0 - low * low - high * high
+        out[i, j] = q[i + 1] * q[j + 1] - q[0] * q[k + 1]
+        out[j, i] = q[i + 1] * q[j + 1] + q[0] * q[k + 1]
+
+
+@compiled
+def _set_goal(row: Array, arm: Array, measured: Array, delta: Array, goal: Array) -> None:
+    """Fill ``goal`` (12,) with the desired world position and rotation for a pose ``delta`` (6,) in the base frame."""
+    base = float64_view(row[SITE_POS] + 24 * arm[BASE_SITE], 3)
+    turn = float64_view(row[SITE_MAT] + 72 * arm[BASE_SITE], 9)
+    rotation, local = np.empty((3, 3)), np.empty((3, 4))
+    commanded_rotation(delta, rotation)
+    # World frame: x* = b + B (d + B^T (x - b)) and R* = B (dR (B^T R)), with b, B the base and x, R the measured pose.
+    for i in range(3):
+        local[i, 3] = POSITION_SCALE_M * min(max(delta[i], -1.0), 1.0)
+        for c in range(3):
+            local[i, c] = 0.0
+        for k in range(3):
+            local[i, 3] += turn[3 * k + i] * (measured[POS + k] - base[k])
+            for c in range(3):
+                local[i, c] += turn[3 * k + i] * measured[MAT + 3 * k + c]
+    for i in range(3):
+        goal[i] = base[i]
+        for c in range(3):
+            goal[3 + 3 * i + c] = 0.0
+        for k in range(3):
+            goal[i] += turn[3 * i + k] * local[k, 3]
+            for m in range(3):
+                for c in range(3):
+                    goal[3 + 3 * i + c] += turn[3 * i + k] * rotation[k, m] * local[m, c]
 
 
 @compiled
@@ -231,7 +244,7 @@ def _desired_acceleration(measured: Array, goal: Array, out: Array) -> None:
 
 
 @compiled
-def _torques(measured: Array, goal: Array, initial_joint: Array, scratch: Array, out: Array) -> None:
+def joint_torques(measured: Array, goal: Array, initial_joint: Array, scratch: Array, out: Array) -> None:
     """Fill ``out`` (7,) with the arm's joint torques without the bias forces; ``scratch`` is (13, 20)."""
     jacobian, mass = measured[JACOBIAN:MASS].reshape(6, 7), measured[MASS:MEASURED].reshape(7, 7)
     inverse, block, vectors = scratch[:6, 13:19], scratch[7:10, :3], scratch[10:13, :]
@@ -280,7 +293,7 @@ def _command_arm(slots: Slots, index: int, arm: int, work: tuple[Array, Array, A
     """Write the arm's clipped joint torques for the measurements and goal in ``work``."""
     measured, goal, scratch, torques = work
     row, columns = slots.addresses[index], slots.arms[arm]
-    _torques(measured, goal, slots.initial_joint[index, arm], scratch, torques)
+    joint_torques(measured, goal, slots.initial_joint[index, arm], scratch, torques)
     for k in range(7):
         low, high = slots.ctrl_range[arm, k, 0], slots.ctrl_range[arm, k, 1]
         torque = torques[k] + float64_view(row[BIAS] + 8 * columns[ARM_DOF + k], 1)[0]
@@ -318,9 +331,10 @@ def step_slots(slots: Slots, indices: Array, actions: Array, substeps: int) -> N
             mj_step1(row[MODEL], row[DATA])
             for arm in range(num_arms):
                 if slots.fresh_reset[index]:
-                    measured[arm] = slots.stale[index, arm]
+                    for i in range(MEASURED):
+                        measured[arm, i] = slots.stale[index, arm, i]
                 else:
-                    _measure(row, slots.arms[arm], measured[arm])
+                    measure(row, slots.arms[arm], measured[arm])
                 if substep == 0:
                     action = actions[position, 7 * arm : 7 * arm + 7]
                     _set_goal(row, slots.arms[arm], measured[arm], action, goals[arm])
@@ -343,9 +357,11 @@ def gather_success(slots: Slots, index: int) -> None:
     for p in range(slots.points.shape[0]):
         kind, element = slots.points[p, 0], slots.points[p, 1]
         base = row[BODY_POS] if kind == 0 else row[SITE_POS]
-        slots.point_positions[index, p] = float64_view(base + 24 * element, 3)
+        for i in range(3):
+            slots.point_positions[index, p, i] = float64_view(base + 24 * element, 3)[i]
     for arm in range(slots.arms.shape[0]):
-        slots.eef_positions[index, arm] = float64_view(row[SITE_POS] + 24 * slots.arms[arm, GRIP_SITE], 3)
+        for i in range(3):
+            slots.eef_positions[index, arm, i] = float64_view(row[SITE_POS] + 24 * slots.arms[arm, GRIP_SITE], 3)[i]
     for j in range(slots.angle_qpos.shape[0]):
         slots.angles[index, j] = float64_view(row[QPOS] + 8 * slots.angle_qpos[j], 1)[0]
 
@@ -384,12 +400,6 @@ def _write_pose(position_address: int, matrix_address: int, out: Array) -> None:
         out[i] = position[i]
         out[3 + i] = matrix[3 * i]
         out[6 + i] = matrix[3 * i + 1]
-
-
-@compiled
-def measure_arm(slots: Slots, index: int, arm: int, out: Array) -> None:
-    """Fill ``out`` (MEASURED,) with what the controller measures now; for tests against MuJoCo's own functions."""
-    _measure(slots.addresses[index], slots.arms[arm], out)
 
 
 @compiled

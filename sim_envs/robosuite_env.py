@@ -18,9 +18,10 @@ from sim_envs.task import EnvOptions
 class RobosuiteEnv:
     """A batch of one robosuite task (:class:`robolearn.core.protocols.Env`).
 
-    Fidelity ``reference`` steps robosuite itself; ``exact`` makes the same states by the compiled kernel on a model without
-    visual meshes; ``turbo`` is ``exact`` with 5 ms physics, which is another dynamics. An environment whose simulation diverges
-    is reported as terminated without success and keeps its last finite observation.
+    Fidelity ``reference`` steps robosuite itself, in one thread; ``exact`` makes the same states by the compiled kernel on a
+    model without visual meshes; ``turbo`` is ``exact`` with 5 ms physics, which is another dynamics. Actions beyond [-1, 1] are
+    clipped as robosuite clips them. An environment whose simulation diverges is reported as terminated without success and keeps
+    its last finite observation.
     """
 
     def __init__(self, task: RobosuiteTask, options: EnvOptions) -> None:

@@ -12,7 +12,9 @@ from sim_envs.task import EnvOptions, make_env
 
 def compute_rotation(vector):
     """The commanded rotation for an action whose rotation part is ``vector``."""
-    return kernel._rotation(np.array([0.0, 0.0, 0.0, *vector]))
+    out = np.empty((3, 3))
+    kernel.commanded_rotation(np.array([0.0, 0.0, 0.0, *vector]), out)
+    return out
 
 
 @pytest.mark.parametrize("task", ["lift", "two_arm_lift"])
@@ -28,7 +30,7 @@ def test_measurements_are_mujocos(task):
     mujoco.mj_fullM(model, dense, data.qM)
     for arm, columns in enumerate(slots.arms):
         measured = np.zeros(kernel.MEASURED)
-        kernel.measure_arm(slots, 0, arm, measured)
+        kernel.measure(slots.addresses[0], columns, measured)
         dofs, site = columns[kernel.ARM_DOF : kernel.ARM_DOF + 7], columns[kernel.GRIP_SITE]
         assert mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_SITE, site) == f"gripper{arm}_right_grip_site"
         linear, angular = np.zeros((3, model.nv)), np.zeros((3, model.nv))
@@ -71,7 +73,7 @@ def test_torques_are_robosuites():
         measured[kernel.LINEAR : kernel.JACOBIAN] = rng.normal(size=kernel.JACOBIAN - kernel.LINEAR)
         measured[kernel.JACOBIAN : kernel.MASS], measured[kernel.MASS :] = jacobian.ravel(), mass.ravel()
         rest, torques = rng.normal(size=7), np.zeros(7)
-        kernel._torques(measured, goal, rest, np.empty((13, 20)), torques)
+        kernel.joint_torques(measured, goal, rest, np.empty((13, 20)), torques)
 
         force = 150 * (goal[:3] - measured[:3]) - 2 * np.sqrt(150) * measured[kernel.LINEAR : kernel.ANGULAR]
         error = control.orientation_error(goal[3:].reshape(3, 3), measured[kernel.MAT : kernel.MAT + 9].reshape(3, 3))
