@@ -1,3 +1,5 @@
+import errno
+import os
 import time
 
 import numpy as np
@@ -219,4 +221,27 @@ def test_what_cannot_be_stored_now_stays_complete_and_is_stored_later(tmp_path, 
     with EpisodeStore.open(tmp_path / "s", "a") as store:
         assert store.lengths.tolist() == [20, 6]
         assert store.successes.tolist() == [True, True]
+        assert_same(store.read(0), episode(20))
+
+
+def test_a_frame_that_was_written_in_part_leaves_no_trace(tmp_path, monkeypatch):
+    """The disk takes 30 bytes of a frame's 56 and is full; once there is room the recording ends as if nothing had been."""
+    written = os.write
+
+    def short_write(descriptor, content):
+        if len(content) == 56:
+            return written(descriptor, content[:30])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with new_store(tmp_path / "s") as store:
+        recording = store.record()
+        add_frames(recording, episode(20), range(5))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", short_write)
+            with pytest.raises(RefusedError, match="Step 5 was not recorded, the 5 before it are kept"):
+                add_frames(recording, episode(20), [5])
+        found = read_journal(recording._journal.path)
+        assert (found.frames, found.torn_bytes, found.damage) == (5, 0, None)
+        add_frames(recording, episode(20), range(5, 20))
+        recording.finish(success=True)
         assert_same(store.read(0), episode(20))
