@@ -64,9 +64,7 @@ def evaluate(
 
 @app.command()
 def compare(
-    policies: Annotated[
-        list[str], typer.Argument(help="Evaluated runs or evaluation.json files; with --sequential two policies.")
-    ],
+    policies: Annotated[list[str], typer.Argument(help="Evaluated runs or evaluation.json files.")],
     *,
     alpha: Annotated[float, typer.Option(help="Family-wise error rate.")] = 0.05,
     common_seeds: Annotated[bool, typer.Option("--common-seeds", help="Compare on the seeds that all results share.")] = False,

@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from robolearn.commands.evaluate import default_name, open_policy, progress_bar, run_folder
+from robolearn.commands.evaluate import progress_bar
+from robolearn.commands.policy_reference import default_name, open_policy, run_folder
 from robolearn.commands.recipe import load_recipe
 from robolearn.commands.simulation import make_recipe_env, rollout_config
 from robolearn.commands.train import RECIPE_FILE
@@ -24,7 +25,7 @@ from robolearn.train.interrupts import Interrupted
 def compare(results: list[Path], *, alpha: float, common_seeds: bool, out: Path | None) -> None:
     """Print the comparison of finished evaluations; write ``comparison.json`` if a folder is given."""
     loaded = [EvaluationResult.load(path / "evaluation" if (path / "evaluation").is_dir() else path) for path in results]
-    comparison = compare_results(loaded, alpha=alpha, seeds="shared" if common_seeds else "equal")
+    comparison = compare_results(loaded, alpha=alpha, seeds="common" if common_seeds else "equal")
     _print(comparison, Console())
     if out:
         out.mkdir(parents=True, exist_ok=True)

@@ -4,74 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from robolearn.commands.recipe import Recipe, load_recipe
-from robolearn.commands.simulation import make_recipe_env, rollout_config
-from robolearn.commands.train import RECIPE_FILE, read_provenance
+from robolearn.commands.policy_reference import BASELINES, default_name, open_policy
+from robolearn.commands.recipe import Recipe
+from robolearn.commands.simulation import rollout_config
 from robolearn.core.errors import RefusedError
-from robolearn.core.protocols import Env, Policy
+from robolearn.core.protocols import Env
 from robolearn.core.run import provenance
 from robolearn.core.seeding import TEST_SEED_BLOCK
 from robolearn.evaluate.result import EpisodeResult, EvaluationResult
 from robolearn.evaluate.rollout import evaluate as run_episodes
-from robolearn.policies import config_class, make_policy
-from robolearn.policies.loading import load_policy
-from robolearn.train.checkpoint import find_checkpoint
-from robolearn.train.device import choose_device
-from robolearn.train.interrupts import Interrupted
-
-BASELINES = ("hold", "random")
-"""Policies without weights; they are named instead of pointed at."""
-
-
-def evaluate(policy: str, overrides: list[str], *, recipe: Path | None, out: Path | None, videos: int) -> None:
-    """Evaluate a policy and write ``evaluation.json`` and ``report.html``."""
-    console = Console()
-    run_dir = None if policy in BASELINES else run_folder(Path(policy))
-    file = recipe or (run_dir / RECIPE_FILE if run_dir else None)
-    settings = load_recipe(file, overrides)
-    folder = out or (run_dir or Path("runs") / f"{settings.env.task}_{policy}") / "evaluation"
-    env = make_recipe_env(settings)
-    result = evaluate_policy(policy, env, settings, console=console)
-    result.save(folder)
-    print_result(result, console)
-    console.print(f"{folder}/evaluation.json", soft_wrap=True)
-    if result.interrupted_by is not None:
-        raise Interrupted(
-            result.interrupted_by, f"Stopped by signal {result.interrupted_by}; {folder} holds the finished episodes."
-        )
-
-
-def run_folder(path: Path) -> Path | None:
-    """Return the run folder that a checkpoint belongs to, or None for a checkpoint on its own.
-
-    Raises:
-        RefusedError: there is no checkpoint at ``path``.
-    """
-    checkpoint = find_checkpoint(path)
-    return next((folder for folder in (path, *checkpoint.parents[:2]) if (folder / RECIPE_FILE).is_file()), None)
-
-
-def open_policy(reference: str, env: Env, recipe: Recipe) -> tuple[Policy, dict[str, object]]:
-    """Return the policy that ``reference`` names or points at, and where it came from.
-
-    Raises:
-        RefusedError: no such policy, or it does not fit the environment.
-    """
-    if reference in BASELINES:
-        return make_policy(reference, config_class(reference)(), env.spec.spaces, None), {"policy": reference}
-    checkpoint = find_checkpoint(Path(reference))
-    device = str(choose_device(recipe.train.device))
-    run_dir = run_folder(Path(reference))
-    origin: dict[str, object] = {"checkpoint": str(checkpoint)}
-    if run_dir:
-        origin["training"] = dict(read_provenance(run_dir))
-    return load_policy(checkpoint, device, spaces=env.spec.spaces), origin
 
 
 def evaluate_policy(reference: str, env: Env, recipe: Recipe, *, console: Console, name: str | None = None) -> EvaluationResult:
@@ -102,26 +48,16 @@ def evaluate_policy(reference: str, env: Env, recipe: Recipe, *, console: Consol
     return result.described(policy=name or default_name(reference), provenance=facts)
 
 
-def default_name(reference: str) -> str:
-    """Return what tables call a policy: a baseline's name or the name of its run folder."""
-    if reference in BASELINES:
-        return reference
-    return (run_folder(Path(reference)) or Path(reference)).resolve().name
-
-
 def print_result(result: EvaluationResult, console: Console) -> None:
     """Print the headline numbers of one evaluation."""
     low, high = result.interval() if result.episodes else (0.0, 1.0)
     summary: dict[str, Any] = result.summary()
     latency = summary["single_latency"]
-    console.print(
-        f"{result.policy} on {result.task} ({result.fidelity}): "
-        f"{result.successes}/{len(result.episodes)} = {result.success_rate:.3f}, 95 % interval {low:.3f}-{high:.3f}; mean length {summary['mean_length'] or 0:.1f} steps; "
-        f"decision p50 {latency.get('p50_ms', float('nan')):.1f} ms, p99 {latency.get('p99_ms', float('nan')):.1f} ms; "
-        f"{summary['env_steps_per_s'] or 0:.0f} steps/s",
-        highlight=False,
-        soft_wrap=True,
-    )
+    name = f"{result.policy} on {result.task} ({result.fidelity})"
+    success = f"{result.successes}/{len(result.episodes)} = {result.success_rate:.3f}, 95 % interval {low:.3f}-{high:.3f}"
+    timing = f"decision p50 {latency.get('p50_ms', float('nan')):.1f} ms, p99 {latency.get('p99_ms', float('nan')):.1f} ms"
+    speed = f"mean length {summary['mean_length'] or 0:.1f} steps; {summary['env_steps_per_s'] or 0:.0f} steps/s"
+    console.print(f"{name}: {success}; {timing}; {speed}", highlight=False, soft_wrap=True)
 
 
 def progress_bar(console: Console) -> Progress:
