@@ -41,7 +41,6 @@ class RobosuiteEnv:
         self._images = {
             IMAGES_PREFIX + c: np.zeros((n, options.image_size, options.image_size, 3), dtype=np.uint8) for c in options.cameras
         }
-        self._renderers: dict[tuple[int, int], Any] = {}
 
     def reset(self, seeds: Sequence[int] | Array, mask: Array | None = None) -> Observation:
         """See :class:`robolearn.core.protocols.Env`."""
@@ -86,25 +85,23 @@ class RobosuiteEnv:
             raise RefusedError(f"Environment {index} cannot be drawn: there are {self.num_envs}, and it must have been reset.")
         if camera not in self._task.cameras:
             raise RefusedError(f"Task {self._task.name!r} has no camera {camera!r}. {nearest(camera, self._task.cameras)}")
-        if (height, width) not in self._renderers:
-            import mujoco
+        from sim_envs.render import View, shared_renderer
 
-            from sim_envs.render import CameraRenderer
-
-            model = mujoco.MjModel.from_xml_string(visual_xml(self._task))
-            self._renderers[height, width] = CameraRenderer(model, height, width)
-        renderer = self._renderers[height, width]
+        renderer = shared_renderer(f"robosuite/{self._task.name}", self._visual_model)
         qpos, model = self._simulators.datas[index].qpos, self._simulators.models[index]
-        if self._task.reset_moves_bodies:
-            return renderer.render(qpos, camera, body_pos=model.body_pos, body_quat=model.body_quat)
-        return renderer.render(qpos, camera)
+        moved = {"body_pos": model.body_pos, "body_quat": model.body_quat} if self._task.reset_moves_bodies else {}
+        return renderer.render(qpos, View(camera, height, width), **moved)
+
+    def _visual_model(self) -> Any:
+        import mujoco
+
+        from sim_envs.light_model import light_model
+
+        return light_model(mujoco.MjModel.from_xml_string(visual_xml(self._task)))
 
     def close(self) -> None:
         """See :class:`robolearn.core.protocols.Env`."""
         self._simulators.close()
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers.clear()
 
     def _observation(self) -> Observation:
         slots = self._simulators.slots

@@ -144,3 +144,21 @@ def test_observation_of_two_arms_is_in_the_order_of_its_names():
         )
         assert world[f"pot_to_eef_{axis}"] == pytest.approx(world[f"pot_pos_{axis}"] - state[f"robot0_eef_pos_{axis}"], abs=1e-6)
     assert state["robot0_eef_pos_y"] < 0 < state["robot1_eef_pos_y"]
+
+
+def test_pictures_follow_the_environment_that_is_drawn():
+    env = make_env("door", EnvOptions(num_envs=2, cameras=("agentview",), image_size=48))
+    images = env.reset([0, 1])["observation.images.agentview"]
+    assert images.shape == (2, 48, 48, 3)
+    assert images.std() > 10
+    # The two doors stand in different places, which only the models' body poses tell.
+    assert not np.array_equal(images[0], images[1])
+    assert np.array_equal(env.render(0, "agentview", 48, 48), images[0])
+    with pytest.raises(RefusedError, match="'agentview'"):
+        env.render(0, "agentvew", 48, 48)
+    env.close()
+
+
+def test_drawing_before_the_first_reset_is_refused(lift):
+    with pytest.raises(RefusedError, match="must have been reset"):
+        lift.render(0, "agentview", 32, 32)
