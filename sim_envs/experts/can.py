@@ -40,14 +40,14 @@ def _grasp(scene: Scene) -> tuple[Array, Array]:
     return scene.object_pos[:, 0] + np.array([0.0, 0.0, 0.012]), scene.memory["yaw"]
 
 
-_PICK = Pick(_grasp, blur_m=(0.03, 0.03, 0.05), rise_m=0.13)
+_PICK = Pick(_grasp, blur_m=(0.025, 0.025, 0.04), rise_m=0.13)
 
 
 def _place(scene: Scene) -> Command:
     can = scene.object_pos[:, 0]
-    error = scene.memory["drop"] + scene.misjudge(1)[:, :2] * [0.06, 0.08] - can[:, :2]
+    error = scene.memory["drop"] + scene.misjudge(1)[:, :2] * [0.04, 0.05] - can[:, :2]
     lateral = np.linalg.norm(error, axis=-1)
-    over = lateral < 0.03 + 0.15 * np.abs(scene.misjudge(1)[:, 2])
+    over = lateral < 0.03 + 0.08 * np.abs(scene.misjudge(1)[:, 2])
     position = scene.eef_pos.copy()
     position[:, :2] += error
     position[:, 2] += np.where(over, _RELEASE_Z_M - 0.02, _CARRY_Z_M) - can[:, 2]

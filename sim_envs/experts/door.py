@@ -66,8 +66,9 @@ def _approach(scene: Scene) -> Command:
     standoff = scene.memory["standoff"]
     deep = away < standoff - 0.02
     inside = (lateral < np.where(deep, 0.02, 0.01)) & (angle < np.where(deep, 0.3, 0.12)) & (away < standoff + 0.03)
-    position = goal - np.where(inside, 0.0, standoff)[:, None] * forward
-    position[:, [0, 2]] += scene.memory["side"] * np.clip(angle - 0.3, 0.0, 1.0)[:, None]
+    unturned = np.clip(angle - 0.2, 0.0, 1.0)  # an untilted hand would hit the bar from below: it keeps off until it has turned
+    position = goal - np.where(inside, 0.0, standoff + 0.12 * unturned)[:, None] * forward
+    position[:, [0, 2]] += scene.memory["side"] * unturned[:, None]
     following = np.where(inside & (np.linalg.norm(offset, axis=-1) < 0.012), _CLOSE, _APPROACH)
     return Command(position, rotation, OPEN, following, contact=inside)
 

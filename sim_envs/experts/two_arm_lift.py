@@ -13,7 +13,7 @@ from sim_envs.experts.pick import funnel
 
 _APPROACH, _CLOSE, _LIFT = range(3)
 _POT, _HANDLES = 0, (1, 2)
-_BLUR_M = (0.03, 0.03, 0.03)  # at quality 0: along the fingers' opening, along the bar, upwards
+_BLUR_M = (0.024, 0.03, 0.03)  # at quality 0: along the fingers' opening, along the bar, upwards
 _ARRIVED_M, _SLIPPED_M = 0.012, 0.045
 _CLOSE_STEPS = 10
 _RISE_M, _AHEAD_M = 0.14, 0.025

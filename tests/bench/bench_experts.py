@@ -71,10 +71,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.episodes % args.batch:
         parser.error(f"--episodes {args.episodes} must be a multiple of --batch {args.batch}")
-    print(
-        "| task | quality | success | rate, 95 % interval | steps if solved, mean (min/p90/max) | steps, all | CPU-s/episode | expert us/env-step |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    columns = ("task", "quality", "success", "rate, 95 % interval", "steps if solved, mean (min/p90/max)", "steps, all")
+    print(f"| {' | '.join(columns)} | CPU-s/episode | expert us/env-step |")
+    print("|---" * 8 + "|")
     for task in args.tasks:
         env = make_env(task, EnvOptions(num_envs=args.batch, fidelity=args.fidelity))
         for quality in args.qualities:
