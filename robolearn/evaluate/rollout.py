@@ -74,6 +74,10 @@ class Rollouts:
         """Whether any episode is in flight."""
         return bool(self._running.any())
 
+    def in_flight(self) -> list[tuple[int, int]]:
+        """Return (environment, seed) of the running episodes."""
+        return [(int(row), int(self._seeds[row])) for row in np.flatnonzero(self._running)]
+
     def advance(self) -> Tick:
         """Make one control step of every running episode."""
         active = self._running
