@@ -18,8 +18,10 @@ GRASP_WELL, GRASP_HIGH, GRASP_BESIDE, LET_GO = range(4)
 _METRES_PER_ACTION = 0.05
 _RADIANS_PER_ACTION = 0.5
 _MAX_ROTATION = 0.8
-_NOISE = 0.08
+_NOISE = 0.1
 """Standard deviation of the deliberate noise on an action element in free motion; a third of it near the cube."""
+_NOISE_MEMORY = 0.7
+"""Share of the noise that stays from step to step: a hand wanders, and shows how it comes back."""
 _RISE_M = 0.1
 
 
@@ -53,6 +55,7 @@ class NativeLiftExpert:
         self._beside_m = np.zeros(b)
         self._lift_from = np.zeros((b, 3))
         self._last_width = np.zeros(b)
+        self._noise = np.zeros((b, 6))
 
     def reset(self, seeds: Sequence[int] | Array, mask: Array | None = None) -> None:
         """Draw a style for each masked environment from its seed.
@@ -82,6 +85,7 @@ class NativeLiftExpert:
         self._beside_m[i] = rng.uniform(0.036, 0.045) * rng.choice([-1.0, 1.0])
         self._quarter[i] = -1
         self._last_width[i] = np.inf
+        self._noise[i] = 0.0
         self._started[i] = True
 
     def act(self, observation: Observation) -> tuple[Array, Array]:
@@ -116,9 +120,10 @@ class NativeLiftExpert:
 
     def _with_noise(self, intended: Array) -> Array:
         scale = _NOISE * (2.0 - self._quality) * np.where(self._phase >= DOWN, 1 / 3, 1.0)
-        noise = np.stack([rng.standard_normal(6) for rng in self._rngs]) * scale[:, None]
+        fresh = np.stack([rng.standard_normal(6) for rng in self._rngs])
+        self._noise = _NOISE_MEMORY * self._noise + np.sqrt(1.0 - _NOISE_MEMORY**2) * fresh
         executed = intended.copy()
-        executed[:, :6] = np.clip(intended[:, :6] + noise, -1.0, 1.0)
+        executed[:, :6] = np.clip(intended[:, :6] + scale[:, None] * self._noise, -1.0, 1.0)
         return executed
 
     def _yaw_error(self, tool: Array, cube_yaw: Array) -> Array:
