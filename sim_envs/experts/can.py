@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from robolearn.core.types import Array
-from sim_envs.experts.phases import CLOSED, OPEN, Command, Phase, Scene, ScriptedExpert, top_down
+from sim_envs.experts.hand import top_down
+from sim_envs.experts.phases import ScriptedExpert
 from sim_envs.experts.pick import AFTER_LIFT, APPROACH, PICK_STYLE, Pick, draw_pick_style, missed, pick_phases
+from sim_envs.experts.scene import CLOSED, OPEN, Command, Phase, Scene
 
 _PLACE, _RELEASE = AFTER_LIFT, AFTER_LIFT + 1
 _HOME_YAW = np.pi / 2

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from robolearn.core.types import Array
-from sim_envs.experts.phases import CLOSED, OPEN, Command, Phase, Scene, ScriptedExpert, rotation_vector
+from sim_envs.experts.hand import rotation_vector
+from sim_envs.experts.phases import ScriptedExpert
+from sim_envs.experts.scene import CLOSED, OPEN, Command, Phase, Scene
 
 _APPROACH, _CLOSE, _TURN, _PULL = range(4)
 _FRAME, _HANDLE = 0, 1

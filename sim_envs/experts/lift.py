@@ -8,8 +8,10 @@ import numpy as np
 
 from robolearn.core.rotations import yaw_from_matrix
 from robolearn.core.types import Array
-from sim_envs.experts.phases import CLOSED, Command, Phase, Scene, ScriptedExpert, top_down
+from sim_envs.experts.hand import top_down
+from sim_envs.experts.phases import ScriptedExpert
 from sim_envs.experts.pick import AFTER_LIFT, PICK_STYLE, Pick, choose_faces, draw_pick_style, pick_phases
+from sim_envs.experts.scene import CLOSED, Command, Phase, Scene
 
 
 class LiftExpert(ScriptedExpert):

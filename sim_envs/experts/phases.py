@@ -1,17 +1,16 @@
 """The machine that every scripted expert runs on: phases, servo law, style, pauses and deliberate noise, for a batch at once.
 
-A *phase* is a function from what is seen to a :class:`Command`: a pose to servo to, and the phase to be in at the next step.
-Phases are written as feedback laws of the present observation wherever possible, so that a policy that sees two observations can
-tell from them what the demonstrator did next. Whatever cannot be seen (which side, how fast, how careful) is *style*: drawn once
-per episode from the episode's seed and kept in a record per environment, so that no demonstration depends on its batch.
+A *phase* is a function from a :class:`~sim_envs.experts.scene.Scene` to a :class:`~sim_envs.experts.scene.Command`: a pose to
+servo to, and the phase to be in at the next step. Phases are written as feedback laws of the present observation wherever
+possible, so that a policy that sees two observations can tell from them what the demonstrator did next. Whatever cannot be seen
+(which side, how fast, how careful) is *style*: drawn once per episode from the episode's seed and kept in a record per
+environment, so that no demonstration depends on its batch.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,13 +18,11 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.rotations import matrix_from_rotation_6d
 from robolearn.core.seeding import generator
 from robolearn.core.types import ENVIRONMENT_STATE, STATE, Array, Observation
+from sim_envs.experts.hand import rotation_vector
+from sim_envs.experts.scene import MISJUDGEMENTS, Command, Phase, Scene
 
-OPEN, CLOSED = -1.0, 1.0
-"""Gripper action that opens and that closes it."""
 NOISE_SIGMA = 0.05
 """Standard deviation of the deliberate action noise in contact phases; three times that in free motion."""
-MISJUDGEMENTS = 6
-"""Attempts of an episode that are misjudged independently; later ones repeat the last."""
 
 _JOINT_POSITION = "observation.joint_position"
 _POSITION_SCALE_M, _ROTATION_SCALE_RAD = 0.05, 0.5  # what an action of 1 asks of robosuite's OSC_POSE controller
@@ -42,66 +39,12 @@ _BASE_MEMORY: tuple[tuple[object, ...], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Scene:
-    """What ``n`` environments that are in the same phase see and remember; two-armed robots have a second axis of arms."""
-
-    eef_pos: Array
-    """(n, 3) or (n, arms, 3) grip site [m], world frame."""
-    eef_rot: Array
-    """(n, 3, 3) or (n, arms, 3, 3); column 0 is the axis along which the fingers open, column 2 points out of the hand."""
-    joint_position: Array
-    """(n, 7 arms) [rad]."""
-    object_pos: Array
-    """(n, objects, 3) world positions [m] of the task's objects, in the order of ``observation.environment_state``."""
-    object_rot: Array
-    """(n, objects, 3, 3) world orientations."""
-    scalars: Array
-    """(n, scalars) numbers that follow the objects."""
-    anchor: Array
-    """Grip site at the moment this phase began; shaped as ``eef_pos``."""
-    timer: Array
-    """(n,) control steps since this phase began."""
-    memory: np.ndarray
-    """(n,) records: the style of each episode."""
-    flaw: float
-    """1 - quality, in [0, 1]."""
-
-    def misjudge(self, which: int) -> Array:
-        """Return (n, 3) normal misjudgement, standard deviation ``flaw``, of this attempt: 0 of picking, 1 of placing."""
-        attempt = np.minimum(self.memory["attempt"], MISJUDGEMENTS - 1)
-        return self.flaw * self.memory["misjudge"][np.arange(len(attempt)), attempt, which]
-
-    def gives_up(self) -> Array:
-        """(n,) bool: this demonstrator does not try again after a failed attempt."""
-        return self.memory["attempt"] >= self.memory["patience"]
-
-
-class Command(NamedTuple):
-    """What a phase asks for in one control step."""
-
-    position: Array
-    """Where the grip site should go, world frame [m]; shaped as ``Scene.eef_pos``."""
-    rotation: Array
-    """How the hand should be turned; shaped as ``Scene.eef_rot``."""
-    gripper: float
-    next: Array
-    """(n,) phase of the next control step; going back to phase 0 starts a new attempt."""
-    contact: bool | Array = False
-    """Whether, or (n,) where, precision matters: the deliberate noise is three times smaller."""
-    speed: float | Array = 1.0
-    """Fraction of the episode's own speed limit, or (n,) fractions."""
-
-
-type Phase = Callable[[Scene], Command]
-
-
 class ScriptedExpert(ABC):
     """Runs a task's phases for ``num_envs`` environments; satisfies :class:`robolearn.core.protocols.Expert`.
 
     Args:
         num_envs: batch size ``b``.
-        quality: 1 is the best demonstrator; lower values misjudge, hurry, hesitate and give up more (see :meth:`draw_style`).
+        quality: 1 is the best demonstrator; lower values misjudge, hurry, hesitate and give up more (see :meth:`_draw_temper`).
 
     Raises:
         RefusedError: ``num_envs`` below 1 or ``quality`` outside [0, 1].
@@ -195,9 +138,9 @@ class ScriptedExpert(ABC):
     def _draw_temper(self, rng: np.random.Generator) -> dict[str, object]:
         """Draw what every task has: gain, speed, one pause, patience and misjudgements.
 
-        A perfect demonstrator pauses in a quarter of the episodes for up to 5 steps and always tries again; at quality 0 it
-        hesitates in nearly all, for up to 25 steps, and gives up after the first failure. The count of further attempts is
-        geometric: each failure is followed by another attempt with probability ``quality``.
+        A perfect demonstrator pauses in a quarter of the episodes for up to 5 steps, and tries again six times, for which no
+        episode has room. At quality 0 it hesitates in nearly all, for up to 25 steps, and gives up after the first failure; in
+        between, each failure is followed by another attempt with probability ``quality``.
         """
         flaw = 1.0 - self.quality
         pauses = rng.random() < 0.25 + 0.6 * flaw
@@ -279,28 +222,6 @@ class ScriptedExpert(ABC):
         self._step[rows] += 1
         self._timer[rows] += 1
         self._timer[changed] = 0
-
-
-def top_down(yaw: Array) -> Array:
-    """Return (..., 3, 3) hand orientations that point straight down, fingers opening along the heading ``yaw`` [rad]."""
-    cos, sin, zero = np.cos(yaw), np.sin(yaw), np.zeros_like(yaw)
-    rows = [[cos, sin, zero], [sin, -cos, zero], [zero, zero, zero - 1.0]]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
-
-
-def rotation_vector(matrix: Array) -> Array:
-    """Return the (..., 3) axis times angle [rad] of rotation matrices (..., 3, 3) that turn by less than half a turn."""
-    twice_sin_axis = np.stack(
-        [
-            matrix[..., 2, 1] - matrix[..., 1, 2],
-            matrix[..., 0, 2] - matrix[..., 2, 0],
-            matrix[..., 1, 0] - matrix[..., 0, 1],
-        ],
-        axis=-1,
-    )
-    twice_sin = np.linalg.norm(twice_sin_axis, axis=-1, keepdims=True)
-    twice_cos = np.trace(matrix, axis1=-2, axis2=-1)[..., None] - 1.0
-    return twice_sin_axis * np.where(twice_sin > 1e-9, np.arctan2(twice_sin, twice_cos) / np.maximum(twice_sin, 1e-9), 0.5)
 
 
 def _rotation_z(yaw: float) -> Array:

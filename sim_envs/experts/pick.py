@@ -9,7 +9,8 @@ import numpy as np
 
 from robolearn.core.rotations import wrap_angle, yaw_from_matrix
 from robolearn.core.types import Array
-from sim_envs.experts.phases import CLOSED, OPEN, Command, Phase, Scene, rotation_vector, top_down
+from sim_envs.experts.hand import rotation_vector, top_down
+from sim_envs.experts.scene import CLOSED, OPEN, Command, Phase, Scene
 
 APPROACH, CLOSE, LIFT, AFTER_LIFT = range(4)
 """Numbers of the pick phases, and of the first phase after them."""

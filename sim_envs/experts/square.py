@@ -8,8 +8,10 @@ import numpy as np
 
 from robolearn.core.rotations import wrap_angle, yaw_from_matrix
 from robolearn.core.types import Array
-from sim_envs.experts.phases import CLOSED, OPEN, Command, Phase, Scene, ScriptedExpert, top_down
+from sim_envs.experts.hand import top_down
+from sim_envs.experts.phases import ScriptedExpert
 from sim_envs.experts.pick import AFTER_LIFT, APPROACH, PICK_STYLE, Pick, draw_pick_style, hand_yaw, missed, pick_phases
+from sim_envs.experts.scene import CLOSED, OPEN, Command, Phase, Scene
 
 _INSERT, _RELEASE = AFTER_LIFT, AFTER_LIFT + 1
 _HANDLE_M = 0.058  # along the nut's x axis

@@ -8,7 +8,8 @@ import numpy as np
 
 from robolearn.core.rotations import yaw_from_matrix
 from robolearn.core.types import Array
-from sim_envs.experts.phases import CLOSED, OPEN, Command, Phase, Scene, ScriptedExpert, top_down
+from sim_envs.experts.hand import top_down
+from sim_envs.experts.phases import ScriptedExpert
 from sim_envs.experts.pick import (
     AFTER_LIFT,
     APPROACH,
@@ -21,6 +22,7 @@ from sim_envs.experts.pick import (
     nearest_quarter,
     pick_phases,
 )
+from sim_envs.experts.scene import CLOSED, OPEN, Command, Phase, Scene
 
 _PLACE, _RELEASE = AFTER_LIFT, AFTER_LIFT + 1
 _STACKED_M = 0.045  # centre to centre: half of 4 cm and half of 5 cm

@@ -8,8 +8,10 @@ import numpy as np
 
 from robolearn.core.rotations import wrap_angle, yaw_from_matrix
 from robolearn.core.types import Array
-from sim_envs.experts.phases import CLOSED, OPEN, Command, Phase, Scene, ScriptedExpert, top_down
+from sim_envs.experts.hand import top_down
+from sim_envs.experts.phases import ScriptedExpert
 from sim_envs.experts.pick import funnel
+from sim_envs.experts.scene import CLOSED, OPEN, Command, Phase, Scene
 
 _APPROACH, _CLOSE, _LIFT = range(3)
 _POT, _HANDLES = 0, (1, 2)
@@ -52,8 +54,9 @@ def _grips(scene: Scene) -> tuple[Array, Array]:
     """Return where the two hands hold the bars: positions (n, 2, 3) and orientations (n, 2, 3, 3)."""
     yaw = _pot_yaw(scene) + scene.memory["finger_turn"]
     opening, along, up = np.moveaxis(np.stack([scene.misjudge(arm) * _BLUR_M for arm in (0, 1)], axis=1), -1, 0)
-    across = np.stack([np.cos(yaw) * opening - np.sin(yaw) * along, np.sin(yaw) * opening + np.cos(yaw) * along, np.abs(up)], -1)
-    return np.stack([scene.object_pos[:, h] for h in _HANDLES], axis=1) + across, top_down(yaw)
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    misjudged = np.stack([cos * opening - sin * along, sin * opening + cos * along, np.abs(up)], axis=-1)
+    return np.stack([scene.object_pos[:, h] for h in _HANDLES], axis=1) + misjudged, top_down(yaw)
 
 
 def _approach(scene: Scene) -> Command:
@@ -71,12 +74,11 @@ def _close(scene: Scene) -> Command:
 def _lift(scene: Scene) -> Command:
     goal, rotation = _grips(scene)
     risen = scene.eef_pos[..., 2] - scene.anchor[..., 2]
+    late = scene.timer[:, None] < scene.flaw * scene.memory["lag"]
+    # Both stay level by not running ahead of the lower hand; who is not aware that the other is late does not wait.
+    level = np.minimum(risen.min(-1, keepdims=True) + _AHEAD_M, _RISE_M)
     position = scene.anchor.copy()
-    position[..., 2] += np.minimum(risen.min(-1, keepdims=True) + _AHEAD_M, _RISE_M)
-    waits = scene.timer[:, None] < scene.flaw * scene.memory["lag"]
-    position[..., 2] = np.where(
-        waits, scene.anchor[..., 2], np.where(waits.any(-1, keepdims=True), scene.anchor[..., 2] + _RISE_M, position[..., 2])
-    )
+    position[..., 2] += np.where(late, 0.0, np.where(late.any(-1, keepdims=True), _RISE_M, level))
     slipped = (np.linalg.norm(goal - scene.eef_pos, axis=-1) > _SLIPPED_M).any(-1) | (scene.timer > 60)
     following = np.where(slipped & ~scene.gives_up(), _APPROACH, _LIFT)
     return Command(position, rotation, CLOSED, following, contact=True)

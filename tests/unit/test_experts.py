@@ -6,8 +6,10 @@ import pytest
 from robolearn.core.errors import RefusedError
 from robolearn.core.rotations import rotation_6d_from_matrix
 from robolearn.core.types import ENVIRONMENT_STATE, STATE
-from sim_envs.experts.phases import CLOSED, OPEN, Command, ScriptedExpert, rotation_vector, top_down
+from sim_envs.experts.hand import rotation_vector, top_down
+from sim_envs.experts.phases import ScriptedExpert
 from sim_envs.experts.pick import nearest_quarter
+from sim_envs.experts.scene import CLOSED, OPEN, Command
 from sim_envs.task import EnvOptions, get_task, make_env
 
 TASKS = ("lift", "stack", "can", "square", "door", "two_arm_lift")
