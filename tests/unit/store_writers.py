@@ -1,4 +1,4 @@
-"""What the child processes of test_durability do; apart from it so that a forkserver can import it once for all of them."""
+"""What the child processes of test_durability do, apart from the test so that they import little."""
 
 import os
 import resource
