@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from robolearn.core.errors import RefusedError
-from robolearn.core.types import Array, Spaces
-from robolearn.deploy.braking import StopPlan, TickLimits, acceleration_interval, plan_stop, stopping_distance
-
-type Bound = tuple[float | None, ...] | None
-"""One value per command dimension; None, as a whole or for a dimension, means that no bound was asked for."""
+from robolearn.core.types import Array
+from robolearn.deploy.braking import StopPlan, acceleration_interval, plan_stop, stopping_distance
+from robolearn.deploy.limits import SafetyLimits, filled, tick_limits
 
 KINDS = (
     "shape",
@@ -28,99 +25,8 @@ KINDS = (
 )
 """Reasons to alter a command, in the order in which they are looked at; the first four refuse the whole command."""
 
-_SHRINK = 1e-9
-"""Part of every bound kept back, so that rounding cannot carry a command over it."""
 _CANDIDATES = 17
 """Accelerations tried per tick when a command cannot be followed exactly."""
-
-
-@dataclass(frozen=True)
-class SafetyLimits:
-    """Bounds on the commands of one robot; positions are in command units (rad, m, ...), each optional per dimension."""
-
-    dim: int
-    """Command dimensions."""
-    control_rate_hz: float
-    """Commands per second; one call of the filter is one control period."""
-    position_low: Bound = None
-    """Lowest command."""
-    position_high: Bound = None
-    """Highest command."""
-    position_margin: float = 0.0
-    """Distance kept from both position bounds."""
-    max_velocity: Bound = None
-    """Per second."""
-    max_acceleration: Bound = None
-    """Per second squared."""
-    max_jerk: Bound = None
-    """Per second cubed."""
-    max_relative_target: Bound = None
-    """Largest distance of the target from the measured position; needs ``measured`` in every call."""
-    max_command_age_s: float | None = None
-    """A command older than this, or from as far in the future, is not followed."""
-    max_observation_age_s: float | None = None
-    """As above, for the observation that the command was computed from."""
-    rest_command: Bound = None
-    """What replaces a refused command: 0 where commands are velocities or pose deltas; None holds the last safe command."""
-
-    def __post_init__(self) -> None:
-        if self.dim < 1 or not (np.isfinite(self.control_rate_hz) and self.control_rate_hz > 0):
-            raise RefusedError(f"dim={self.dim} and control_rate_hz={self.control_rate_hz} must be positive.")
-        for name in (
-            "position_low",
-            "position_high",
-            "max_velocity",
-            "max_acceleration",
-            "max_jerk",
-            "max_relative_target",
-            "rest_command",
-        ):
-            self._check_bound(name)
-        for name in ("max_command_age_s", "max_observation_age_s"):
-            value = getattr(self, name)
-            if value is not None and not (np.isfinite(value) and value > 0):
-                raise RefusedError(f"{name}={value} must be positive.")
-        if not (np.isfinite(self.position_margin) and self.position_margin >= 0):
-            raise RefusedError(f"position_margin={self.position_margin} must be finite and not negative.")
-        low, high = self.inner_bounds()
-        if (low >= high).any():
-            raise RefusedError(f"No position is left in dimensions {np.flatnonzero(low >= high).tolist()}: [{low}, {high}].")
-        for index, value in enumerate(self.rest_command or ()):
-            if value is not None and not low[index] <= value <= high[index]:
-                raise RefusedError(f"rest_command[{index}]={value} must lie in [{low[index]}, {high[index]}].")
-
-    @classmethod
-    def from_spaces(cls, spaces: Spaces) -> SafetyLimits:
-        """Return the limits of a simulated robot: finite commands inside the action bounds, no dynamics.
-
-        An action element named like a measured one is a position, which is held; any other is a rate, which rests at 0.
-        """
-        measured = {name for feature in spaces.observation.values() for name in feature.names}
-        names = spaces.action.names or ("",) * spaces.action_dim
-        return cls(
-            dim=spaces.action_dim,
-            control_rate_hz=spaces.control_rate_hz,
-            position_low=spaces.action_low,
-            position_high=spaces.action_high,
-            rest_command=tuple(None if name in measured else 0.0 for name in names),
-        )
-
-    def inner_bounds(self) -> tuple[Array, Array]:
-        """Return the position bounds (a,), (a,) with the margin taken off; infinite where there is none."""
-        low = _filled(self.position_low, self.dim, -np.inf) + self.position_margin
-        high = _filled(self.position_high, self.dim, np.inf) - self.position_margin
-        return low, high
-
-    def _check_bound(self, name: str) -> None:
-        bound = getattr(self, name)
-        if bound is None:
-            return
-        if len(bound) != self.dim:
-            raise RefusedError(f"{name} must have {self.dim} entries, got {len(bound)}.")
-        positive = name.startswith("max_")
-        for index, value in enumerate(bound):
-            if value is not None and (np.isnan(value) or (positive and value <= 0)):
-                raise RefusedError(f"{name}[{index}]={value} must be {'positive' if positive else 'a number'} or None.")
 
 
 class SafetyFilter:
@@ -138,9 +44,9 @@ class SafetyFilter:
         self._limits = limits
         self._shape = (num_rows, limits.dim)
         self._low, self._high = limits.inner_bounds()
-        self._relative = _filled(limits.max_relative_target, limits.dim, np.inf)
-        self._rest = _filled(limits.rest_command, limits.dim, np.nan)
-        self._tick = _tick_limits(limits)
+        self._relative = filled(limits.max_relative_target, limits.dim, np.inf)
+        self._rest = filled(limits.rest_command, limits.dim, np.nan)
+        self._tick = tick_limits(limits)
         self._dynamic = any(b is not None for b in (limits.max_velocity, limits.max_acceleration, limits.max_jerk))
         for array in (self._low, self._high, self._relative, self._rest, *vars(self._tick).values()):
             array.flags.writeable = False
@@ -218,10 +124,13 @@ class SafetyFilter:
         if self._limits.max_relative_target is not None:
             if measured is None:
                 raise RefusedError("max_relative_target is set, so every call needs the measured positions.")
-            blind = ~np.isfinite(np.asarray(measured, float)).all(axis=1)
+            measured = np.asarray(measured, float)
+            if measured.shape != self._shape:
+                raise RefusedError(f"The measured positions must have shape {self._shape}, got {measured.shape}.")
+            blind = ~np.isfinite(measured).all(axis=1)
             self._counts["observation_age"] += blind
             refused |= blind
-            near = np.where(refused[:, None], self._position, np.asarray(measured, float))
+            near = np.where(refused[:, None], self._position, measured)
             target = self._clip("relative_target", target, near - self._relative, near + self._relative, ~refused)
             target = np.clip(target, self._low, self._high)
         target = np.where(refused[:, None], self._rest, target)
@@ -337,29 +246,3 @@ class SafetyFilter:
         over["braking"] = ~(over["velocity"] | over["acceleration"] | over["jerk"])
         for kind, elements in over.items():
             self._counts[kind] += (altered & elements).any(axis=1)
-
-
-def _filled(bound: Bound, dim: int, missing: float) -> Array:
-    """Return a bound as floats (a,), with ``missing`` where none was asked for."""
-    return np.array([missing if value is None else value for value in (bound or (None,) * dim)], float)
-
-
-def _tick_limits(limits: SafetyLimits) -> TickLimits:
-    """Convert to per-tick units; a missing bound becomes a value that never binds: v <= range, a <= 2 v, j <= 2 a per tick."""
-    dt = 1 / limits.control_rate_hz
-    low, high = limits.inner_bounds()
-    keep = 1 - _SHRINK
-    velocity = _filled(limits.max_velocity, limits.dim, np.nan) * dt * keep
-    velocity = np.where(np.isnan(velocity), np.where(np.isfinite(high - low), high - low, 1e100), velocity)
-    acceleration = _filled(limits.max_acceleration, limits.dim, np.nan) * dt**2 * keep
-    acceleration = np.where(np.isnan(acceleration), 2 * velocity, acceleration)
-    jerk = _filled(limits.max_jerk, limits.dim, np.nan) * dt**3 * keep
-    bounded = ~np.isnan(jerk)
-    return TickLimits(
-        low=low,
-        high=high,
-        velocity=velocity,
-        acceleration=acceleration,
-        jerk=np.where(bounded, jerk, 2 * acceleration),
-        jerk_bounded=bounded,
-    )

@@ -17,7 +17,8 @@ from robolearn.core.protocols import Env, Policy
 from robolearn.core.seeding import generator
 from robolearn.core.types import Array, Observation, require_compatible
 from robolearn.deploy.executor import ChunkExecutor
-from robolearn.deploy.safety import SafetyFilter, SafetyLimits
+from robolearn.deploy.limits import SafetyLimits
+from robolearn.deploy.safety import SafetyFilter
 from robolearn.evaluate.latency import Clock, TimedPolicy, time_decisions
 from robolearn.evaluate.result import EpisodeResult, EvaluationResult, RolloutConfig
 from robolearn.train.interrupts import InterruptGuard

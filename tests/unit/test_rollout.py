@@ -7,10 +7,13 @@ import pytest
 from reach_env import NoisyReacher, ReachEnv, reach_spaces
 
 from robolearn.core.errors import RefusedError
+from robolearn.core.seeding import TEST_SEED_BLOCK
 from robolearn.core.types import STATE, FeatureSpec
 from robolearn.deploy.executor import ExecutorConfig
 from robolearn.evaluate.result import EvaluationResult, RolloutConfig
 from robolearn.evaluate.rollout import evaluate
+from robolearn.policies import config_class, make_policy
+from sim_envs.task import EnvOptions, make_env
 
 QUICK = RolloutConfig(ExecutorConfig(exec_horizon=2), timed_decisions=0)
 SEEDS = range(100, 117)
@@ -196,3 +199,16 @@ def test_timing_stops_at_its_budget():
     result = evaluate(ReachEnv(1), Slow(), [1], config, clock=lambda: now[0])
     # Queries begin at 0, 1, 2 (warm-up), 3, 4, 5; the next would begin at 6 > 5.5.
     assert len(result.single_latency.seconds) == 3
+
+
+def test_the_native_task_gives_the_same_episodes_for_any_number_of_environments():
+    results = []
+    for num_envs in (1, 3, 8):
+        env = make_env("native_lift", EnvOptions(num_envs=num_envs))
+        policy = make_policy("random", config_class("random")(), env.spec.spaces, None)
+        seeds = [TEST_SEED_BLOCK + i for i in range(5)]
+        results.append(evaluate(env, policy, seeds, RolloutConfig(ExecutorConfig(8), timed_decisions=0)))
+        env.close()
+    assert results[0].episodes == results[1].episodes == results[2].episodes
+    assert len({e.mean_action_change for e in results[0].episodes}) == 5  # every episode drew its own actions
+    assert results[0].task == "native_lift"

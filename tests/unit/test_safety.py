@@ -6,7 +6,8 @@ import pytest
 from robolearn.core.errors import RefusedError
 from robolearn.core.types import STATE, FeatureSpec, Spaces
 from robolearn.deploy.braking import TickLimits, acceleration_interval, plan_stop, stopping_distance
-from robolearn.deploy.safety import KINDS, SafetyFilter, SafetyLimits
+from robolearn.deploy.limits import SafetyLimits
+from robolearn.deploy.safety import KINDS, SafetyFilter
 
 ARM = SafetyLimits(
     dim=2,
