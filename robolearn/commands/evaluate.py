@@ -4,20 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from robolearn.commands.policy_reference import BASELINES, default_name, open_policy
-from robolearn.commands.recipe import Recipe
-from robolearn.commands.simulation import rollout_config
+from robolearn.commands.policy_reference import BASELINES, default_name, open_policy, run_folder
+from robolearn.commands.recipe import Recipe, load_recipe
+from robolearn.commands.reporting import write_report
+from robolearn.commands.simulation import make_recipe_env, rollout_config
+from robolearn.commands.train import RECIPE_FILE
 from robolearn.core.errors import RefusedError
 from robolearn.core.protocols import Env
 from robolearn.core.run import provenance
 from robolearn.core.seeding import TEST_SEED_BLOCK
 from robolearn.evaluate.result import EpisodeResult, EvaluationResult
 from robolearn.evaluate.rollout import evaluate as run_episodes
+from robolearn.train.interrupts import Interrupted
+
+
+def evaluate(policy: str, overrides: list[str], *, recipe: Path | None, out: Path | None, videos: int) -> None:
+    """Evaluate a policy; write ``evaluation.json``, ``report.html`` and ``rollouts.mp4``.
+
+    Raises:
+        RefusedError: no such policy or recipe, or the policy does not fit the task.
+        Interrupted: a signal arrived; ``evaluation.json`` holds the finished episodes and says so.
+    """
+    console = Console()
+    run_dir = None if policy in BASELINES else run_folder(Path(policy))
+    settings = load_recipe(recipe or (run_dir / RECIPE_FILE if run_dir else None), overrides)
+    folder = out or (run_dir or Path("runs") / f"{settings.env.task}_{policy}") / "evaluation"
+    env = make_recipe_env(settings)
+    result = evaluate_policy(policy, env, settings, console=console)
+    result.save(folder)
+    print_result(result, console)
+    if result.interrupted_by is not None:
+        raise Interrupted(result.interrupted_by, f"Stopped by signal {result.interrupted_by}; {folder} keeps what was finished.")
+    title = f"{result.policy} on {result.task}"
+    report = write_report(title, [result], env, folder, policy=policy, recipe=settings, videos=videos)
+    console.print(f"report: {report}", soft_wrap=True)
 
 
 def evaluate_policy(reference: str, env: Env, recipe: Recipe, *, console: Console, name: str | None = None) -> EvaluationResult:
