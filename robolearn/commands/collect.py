@@ -15,7 +15,6 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.run import provenance
 from robolearn.core.seeding import TRAIN_SEED_BLOCK
 from robolearn.core.types import Spaces
-from robolearn.data.header import ACTION_SENT
 from robolearn.data.store import EpisodeStore
 from robolearn.evaluate.statistics import clopper_pearson
 from robolearn.train.interrupts import InterruptGuard
@@ -70,9 +69,7 @@ def _open_or_create(recipe: Recipe, fidelity: str, spaces: Spaces) -> EpisodeSto
     wanted = {"quality": recipe.data.quality, "seed": recipe.data.seed}
     if not (path / "store.json").exists():
         made = provenance(seed=recipe.data.seed) | {"expert": wanted}
-        return EpisodeStore.create(
-            path, spaces, task=recipe.env.task, fidelity=fidelity, extra={ACTION_SENT: spaces.action}, provenance=made
-        )
+        return EpisodeStore.create(path, spaces, task=recipe.env.task, fidelity=fidelity, provenance=made)
     store = EpisodeStore.open(path, "a", spaces=spaces, task=recipe.env.task, fidelity=fidelity)
     found = store.header.provenance.get("expert")
     if found != wanted:
