@@ -116,10 +116,12 @@ def array_address(array: Array) -> int:
 def compiled[**P, R](function: Callable[P, R]) -> Callable[P, R]:
     """Compile a kernel without the interpreter lock, cached on disk; where no cache folder is writable, compiled in each process.
 
+    A division by zero gives infinity or NaN, as in numpy, and raises nothing: an exception would leave a batch half stepped.
+
     Numba tries the folder of the source file, then the user's cache folder (or ``NUMBA_CACHE_DIR``). Its cache notices a change
     of the function's own file only, so keep what a kernel inlines in its file, or delete ``__pycache__`` after a change here.
     """
     try:
-        return numba.njit(nogil=True, cache=True)(function)
+        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:
-        return numba.njit(nogil=True)(function)
+        return numba.njit(nogil=True, error_model="numpy")(function)

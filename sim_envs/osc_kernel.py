@@ -18,15 +18,7 @@ import mujoco
 import numpy as np
 
 from robolearn.core.types import Array
-from sim_envs.mujoco_symbols import (
-    compiled,
-    float64_view,
-    int32_view,
-    mj_copyData,
-    mj_kinematics,
-    mj_step1,
-    mj_step2,
-)
+from sim_envs.mujoco_symbols import compiled, float64_view, int32_view, mj_copyData, mj_kinematics, mj_step1, mj_step2
 
 KP = 150.0
 KD = 2.0 * np.sqrt(KP)
@@ -91,6 +83,14 @@ class Slots(NamedTuple):
 
 
 @compiled
+def _clip(value: float, low: float, high: float) -> float:
+    """Return ``value`` within [low, high]; NaN stays NaN, which MuJoCo then counts as a bad control."""
+    if value < low:
+        return low
+    return high if value > high else value
+
+
+@compiled
 def measure(row: Array, arm: Array, out: Array) -> None:
     """Fill ``out`` (MEASURED,) with the arm's grip-site pose, Jacobian (mj_jac's formula), speeds and mass matrix (from qM)."""
     site, root = arm[GRIP_SITE], arm[ROOT_BODY]
@@ -111,14 +111,8 @@ def measure(row: Array, arm: Array, out: Array) -> None:
         out[JOINT + k] = float64_view(row[QPOS] + 8 * arm[ARM_QPOS + k], 1)[0]
         out[SPEED + k] = speed
         c = float64_view(row[CDOF] + 48 * dof, 6)
-        column = (
-            c[1] * oz - c[2] * oy + c[3],
-            c[2] * ox - c[0] * oz + c[4],
-            c[0] * oy - c[1] * ox + c[5],
-            c[0],
-            c[1],
-            c[2],
-        )
+        linear = c[1] * oz - c[2] * oy + c[3], c[2] * ox - c[0] * oz + c[4], c[0] * oy - c[1] * ox + c[5]
+        column = (*linear, c[0], c[1], c[2])
         for i in range(6):
             out[JACOBIAN + 7 * i + k] = column[i]
             out[LINEAR + i] += column[i] * speed
@@ -136,9 +130,9 @@ def commanded_rotation(delta: Array, out: Array) -> None:
     robosuite rounds the quaternion to single precision (``transform_utils.quat2mat``), which turns the goal by 1e-8 rad; the same
     rounding, in the same order, keeps the two simulations together.
     """
-    x = ROTATION_SCALE_RAD * min(max(delta[3], -1.0), 1.0)
-    y = ROTATION_SCALE_RAD * min(max(delta[4], -1.0), 1.0)
-    z = ROTATION_SCALE_RAD * min(max(delta[5], -1.0), 1.0)
+    x = ROTATION_SCALE_RAD * _clip(delta[3], -1.0, 1.0)
+    y = ROTATION_SCALE_RAD * _clip(delta[4], -1.0, 1.0)
+    z = ROTATION_SCALE_RAD * _clip(delta[5], -1.0, 1.0)
     angle = np.sqrt(x * x + y * y + z * z)
     sine, safe = np.sin(angle / 2.0), angle if angle > 0.0 else 1.0
     q = np.empty(4, dtype=np.float32)
@@ -159,13 +153,11 @@ def _set_goal(row: Array, arm: Array, measured: Array, delta: Array, goal: Array
     """Fill ``goal`` (12,) with the desired world position and rotation for a pose ``delta`` (6,) in the base frame."""
     base = float64_view(row[SITE_POS] + 24 * arm[BASE_SITE], 3)
     turn = float64_view(row[SITE_MAT] + 72 * arm[BASE_SITE], 9)
-    rotation, local = np.empty((3, 3)), np.empty((3, 4))
+    rotation, local = np.empty((3, 3)), np.zeros((3, 4))
     commanded_rotation(delta, rotation)
     # World frame: x* = b + B (d + B^T (x - b)) and R* = B (dR (B^T R)), with b, B the base and x, R the measured pose.
     for i in range(3):
-        local[i, 3] = POSITION_SCALE_M * min(max(delta[i], -1.0), 1.0)
-        for c in range(3):
-            local[i, c] = 0.0
+        local[i, 3] = POSITION_SCALE_M * _clip(delta[i], -1.0, 1.0)
         for k in range(3):
             local[i, 3] += turn[3 * k + i] * (measured[POS + k] - base[k])
             for c in range(3):
@@ -281,23 +273,22 @@ def _command_fingers(slots: Slots, index: int, arm: int, action: float) -> None:
     for finger in range(2):
         direction = -1.0 if finger == 0 else 1.0
         command = slots.finger_command[index, arm, finger] + direction * GRIPPER_SPEED * np.sign(action)
-        command = min(max(command, -1.0), 1.0)
+        command = _clip(command, -1.0, 1.0)
         slots.finger_command[index, arm, finger] = command
         low, high = slots.ctrl_range[arm, 7 + finger, 0], slots.ctrl_range[arm, 7 + finger, 1]
         value = 0.5 * (high + low) + 0.5 * (high - low) * command
-        float64_view(ctrl + 8 * columns[GRIPPER_ACTUATOR + finger], 1)[0] = min(max(value, low), high)
+        float64_view(ctrl + 8 * columns[GRIPPER_ACTUATOR + finger], 1)[0] = _clip(value, low, high)
 
 
 @compiled
 def _command_arm(slots: Slots, index: int, arm: int, work: tuple[Array, Array, Array, Array]) -> None:
     """Write the arm's clipped joint torques for the measurements and goal in ``work``."""
     measured, goal, scratch, torques = work
-    row, columns = slots.addresses[index], slots.arms[arm]
+    row, columns, limits = slots.addresses[index], slots.arms[arm], slots.ctrl_range[arm]
     joint_torques(measured, goal, slots.initial_joint[index, arm], scratch, torques)
     for k in range(7):
-        low, high = slots.ctrl_range[arm, k, 0], slots.ctrl_range[arm, k, 1]
         torque = torques[k] + float64_view(row[BIAS] + 8 * columns[ARM_DOF + k], 1)[0]
-        float64_view(row[CTRL] + 8 * columns[ARM_ACTUATOR + k], 1)[0] = min(max(torque, low), high)
+        float64_view(row[CTRL] + 8 * columns[ARM_ACTUATOR + k], 1)[0] = _clip(torque, limits[k, 0], limits[k, 1])
 
 
 @compiled

@@ -6,6 +6,7 @@ import pytest
 from robolearn.core.errors import RefusedError
 from robolearn.core.protocols import Env
 from robolearn.core.types import ENVIRONMENT_STATE, STATE
+from sim_envs import osc_kernel as kernel
 from sim_envs.task import EnvOptions, make_env
 
 
@@ -115,6 +116,16 @@ def test_divergence_is_reported_and_never_papered_over(lift, tmp_path, monkeypat
     assert np.isfinite(step.observation[STATE]).all()
     lift.reset([0, 0], mask=np.array([True, False]))
     assert not lift.step(still(lift)).terminated.any()
+
+
+def test_a_singular_controller_is_divergence_too(lift, tmp_path, monkeypatch):
+    # Clipping by min and max once turned a NaN torque into the lowest allowed one, and the arm went on.
+    monkeypatch.chdir(tmp_path)
+    lift.reset([0, 1])
+    lift._simulators.slots.stale[0, 0, kernel.MASS :] = 0.0
+    step = lift.step(still(lift))
+    assert step.terminated.tolist() == [True, False]
+    assert not step.success.any()
 
 
 def test_every_door_stands_where_its_own_seed_put_it():
