@@ -8,6 +8,7 @@ loop.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -25,6 +26,16 @@ class TickLimits:
     jerk: Array
     jerk_bounded: Array
     """(a,) bool: where False the acceleration may change at once, so braking needs no ramp."""
+
+    @cached_property
+    def pulse_ramp(self) -> Array:
+        """(a,) steps in which a pulse rises through multiples of the jerk that are below the largest acceleration."""
+        return np.ceil(self.acceleration / self.jerk) - 1
+
+    @cached_property
+    def pulse_deficit(self) -> Array:
+        """(a,) what a full pulse of N steps takes away less than N times the largest acceleration, because of both ramps."""
+        return 2 * self.pulse_ramp * self.acceleration - self.jerk * self.pulse_ramp * (self.pulse_ramp + 1)
 
 
 @dataclass(frozen=True)
@@ -134,9 +145,7 @@ def _pulse(speed: Array, limits: TickLimits) -> tuple[Array, Array]:
     A pulse of N steps min(iJ, (N+1-i)J, A) sums to m^2 J for N = 2m-1 and m(m+1) J for N = 2m, until it reaches the height A;
     with r steps below A on each side it sums to A N - (2 r A - J r(r+1)).
     """
-    jerk, height = limits.jerk, limits.acceleration
-    r = np.ceil(height / jerk) - 1
-    missing = 2 * r * height - jerk * r * (r + 1)
+    jerk, height, r, missing = limits.jerk, limits.acceleration, limits.pulse_ramp, limits.pulse_deficit
     odd = 2 * np.ceil(np.sqrt(speed / jerk)) - 1
     even = 2 * np.ceil((np.sqrt(1 + 4 * speed / jerk) - 1) / 2)
     flat = np.ceil((speed + missing) / height)

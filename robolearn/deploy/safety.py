@@ -153,8 +153,10 @@ class SafetyFilter:
             self._count_dynamics(target, wanted, ~hold & ~follow)
             chosen, found, plan = self._search(target, np.stack([low, high]), follow)
             found &= ~hold
-        planned, at_rest = self._plan.at(self._plan_step + 1, tick)
-        moved = np.where(found, p + v + chosen, np.where(at_rest, p, p + v + planned))
+        moved = p + v + chosen
+        if not found.all():
+            planned, at_rest = self._plan.at(self._plan_step + 1, tick)
+            moved = np.where(found, moved, np.where(at_rest, p, p + v + planned))
         self._position = np.clip(np.where(follow, target, moved), self._low, self._high)
         # The state is taken from what is really sent, so rounding never accumulates between the state and the commands.
         self._velocity = self._position - p
