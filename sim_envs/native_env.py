@@ -14,6 +14,7 @@ from robolearn.core.seeding import generator
 from robolearn.core.types import ENVIRONMENT_STATE, IMAGES_PREFIX, STATE, Array, EnvSpec, FeatureSpec, Observation, Spaces, Step
 from sim_envs.native_kernel import ACTION_DIM, ARM_DOF, ENVIRONMENT_DIM, NQ, STATE_DIM, Buffers, observe_rows, step_rows
 from sim_envs.native_model import CONTROL_RATE_HZ, address_row, native_scene
+from sim_envs.render import View
 from sim_envs.task import EnvOptions
 
 JOINTS = "observation.joint_position"
@@ -155,22 +156,28 @@ class NativeLiftEnv:
         }
         size = self._options.image_size
         for camera in self._options.cameras:
-            observation[IMAGES_PREFIX + camera] = np.stack([self.render(i, camera, size, size) for i in range(self.num_envs)])
+            views = [self._draw(i, View(camera, size, size)) for i in range(self.num_envs)]
+            observation[IMAGES_PREFIX + camera] = np.stack(views)
         return observation
 
     def render(self, index: int, camera: str, height: int, width: int) -> Array:
-        """Return a (height, width, 3) uint8 picture of environment ``index``.
+        """Return a smooth (height, width, 3) uint8 picture of environment ``index`` for people.
 
         Raises:
             RefusedError: unknown camera or environment, or no OpenGL on this machine.
         """
-        from sim_envs.native_visual import native_renderer
-
         if camera not in CAMERAS:
             raise RefusedError(f"native_lift has no camera {camera!r}. {nearest(camera, CAMERAS)}")
-        if not 0 <= index < self.num_envs:
-            raise RefusedError(f"native_lift has no environment {index}; there are {self.num_envs}.")
-        return native_renderer().render(self._data[index].qpos, camera, height, width)
+        if not 0 <= index < self.num_envs or not self._started[index]:
+            raise RefusedError(
+                f"native_lift: environment {index} cannot be drawn; there are {self.num_envs}, each after a reset."
+            )
+        return self._draw(index, View(camera, height, width, supersample=2))
+
+    def _draw(self, index: int, view: View) -> Array:
+        from sim_envs.native_visual import native_renderer
+
+        return native_renderer().render(self._data[index].qpos, view)
 
     def close(self) -> None:
         """Stop the threads; the simulators are freed with the object."""
