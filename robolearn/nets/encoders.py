@@ -12,7 +12,7 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.observation import check_observation, flat_streams
 from robolearn.core.types import ACTION, Array, FeatureSpec, Observation, Spaces, is_image
 from robolearn.data.normalizer import Normalizer
-from robolearn.nets.images import ImageConfig, ImageEncoder, crop
+from robolearn.nets.images import ImageConfig, ImageEncoder, crop, require_large_enough
 
 
 class ObservationEncoder(nn.Module):
@@ -30,6 +30,8 @@ class ObservationEncoder(nn.Module):
         self.obs_horizon = obs_horizon
         per_step = sum(feature.shape[0] for key, feature in features.items() if not is_image(key))
         self.cameras = [key for key in features if is_image(key)]
+        for key in self.cameras:
+            require_large_enough(key, features[key].shape, image.crop_fraction)
         self.crop_fraction, self.shared = image.crop_fraction, image.shared
         encoders = min(1, len(self.cameras)) if image.shared else len(self.cameras)
         self.images = nn.ModuleList(ImageEncoder(image) for _ in range(encoders))

@@ -48,6 +48,12 @@ class ImageEncoder(nn.Module):
         return expected_positions(self.keypoints(self.trunk(x)).float())
 
 
+def require_large_enough(key: str, shape: tuple[int, ...], fraction: float) -> None:
+    """Refuse cameras whose cropped pictures ResNet-18, which divides by 32, would shrink to one pixel: it has no position."""
+    if len(shape) != 3 or shape[2] != 3 or min(round(side * fraction) for side in shape[:2]) <= 32:
+        raise RefusedError(f"{key} of shape {shape} is too small: more than 32 pixels a side must remain of (height, width, 3).")
+
+
 def expected_positions(maps: Tensor) -> Tensor:
     """Return the (n, 2 k) mean x and y, in [-1, 1], of the softmax of each of ``maps`` (n, k, height, width).
 

@@ -157,17 +157,13 @@ def test_bad_observations_are_refused_by_name(name):
 
 
 @every_policy
-def test_one_generator_per_row_is_demanded(name):
+def test_one_generator_per_row_is_demanded_by_a_policy_that_draws(name):
     policy = fresh(name)
-    try:
+    one, another = (policy.predict(observation(policy, 3), np.random.default_rng(seed)).actions for seed in (0, 1))
+    if np.array_equal(one, another):
+        pytest.skip("draws nothing")
+    with pytest.raises(RefusedError, match="1 generators for 3 rows"):
         policy.predict(observation(policy, 3), generators(0))
-    except RefusedError as error:
-        assert "1 generators for 3 rows" in str(error)
-    else:
-        assert np.array_equal(
-            policy.predict(observation(policy, 3), generators(0)).actions,
-            policy.predict(observation(policy, 3), generators(1)).actions,
-        ), "a policy that draws must count its generators"
 
 
 @every_policy
@@ -321,7 +317,7 @@ def test_a_latent_of_another_shape_is_refused(name):
 
 
 def test_an_unknown_policy_is_refused_with_the_nearest_name():
-    with pytest.raises(RefusedError, match="Unknown policy 'difusion'.*Did you mean 'diffusion'"):
+    with pytest.raises(RefusedError, match=r"Unknown policy 'difusion'.*Did you mean 'diffusion'"):
         config_class("difusion")
     with pytest.raises(RefusedError, match=r"takes a robolearn\.policies\.diffusion\.Config, got a robolearn\.policies\.hold"):
         make_policy("diffusion", config_class("hold")(), SPACES, None)
