@@ -72,7 +72,7 @@ def test_ddpm_equals_diffusers_with_the_same_noise(prediction, steps, monkeypatc
 
 
 def exact_output(prediction, table):
-    """The best possible network for data N(MEAN, DEVIATION^2): E[clean | noisy] of two jointly Gaussian numbers, as its output."""
+    """The best possible network for data N(MEAN, DEVIATION^2): E[clean | noisy] of two jointly Gaussian numbers."""
 
     def denoise(noisy, index):
         alpha_bar = ALPHA_BARS[table[index].level].item()
@@ -112,8 +112,8 @@ def test_ddpm_on_gaussian_data_has_its_mean_and_spread(prediction):
     table = ddpm_steps(ALPHA_BARS, step_levels(levels=100, steps=100), prediction)
     latent = torch.randn((20_000, 100, 1, 1), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     chunk = sample(exact_output(prediction, table), table, latent, clip=None)
-    # Each step is affine: d' = (gain) d + s z with d the deviation from sqrt(abar) MEAN, so variances follow a recursion by hand. The
-    # smaller of the two fixed variances is exact for data without spread, so some of the spread is lost: 0.185 of 0.2.
+    # Each step is affine: d' = (gain) d + s z with d the deviation from sqrt(abar) MEAN, so variances follow a recursion by
+    # hand. The smaller of the two fixed variances is exact for data without spread, so some spread is lost: 0.185 of 0.2.
     bars = [ALPHA_BARS[step.level].item() for step in table]
     variance = 1.0
     for bar, following in zip(bars, [*bars[1:], 1.0], strict=True):
