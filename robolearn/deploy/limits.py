@@ -38,7 +38,10 @@ class SafetyLimits:
     max_jerk: Bound = None
     """Per second cubed."""
     max_relative_target: Bound = None
-    """Largest distance of the target from the measured position; needs ``measured`` in every call."""
+    """Largest distance of the target from the measured position; needs ``measured`` in every call.
+
+    It bounds what is steered for: if the measurement jumps, the way there still obeys velocity, acceleration and jerk.
+    """
     max_command_age_s: float | None = None
     """A command older than this, or from as far in the future, is not followed."""
     max_observation_age_s: float | None = None

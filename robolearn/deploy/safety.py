@@ -55,7 +55,7 @@ class SafetyFilter:
         self._acceleration: Array = np.zeros(self._shape)
         self._target: Array = np.full(self._shape, np.nan)
         self._on_target: Array = np.zeros(self._shape, bool)
-        self._plan = plan_stop(self._velocity, self._acceleration, self._tick)
+        self._plan = plan_stop(np.zeros(self._shape), np.zeros(self._shape), self._tick)
         self._plan_step = np.zeros(self._shape)
         self._counts = {kind: np.zeros(num_rows, np.int64) for kind in KINDS}
 
@@ -107,7 +107,7 @@ class SafetyFilter:
             command: (b, a); anything else is refused as a whole.
             now_s: the time, on the clock of the stamps.
             measured: (b, a) measured positions; needed with ``max_relative_target``. A non-finite one counts as a stale
-            observation.
+                observation.
             command_stamp_s: (b,) or one time; needed with ``max_command_age_s``.
             observation_stamp_s: (b,) or one time; needed with ``max_observation_age_s``.
 

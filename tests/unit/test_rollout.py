@@ -8,12 +8,12 @@ from reach_env import NoisyReacher, ReachEnv, reach_spaces
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.seeding import TEST_SEED_BLOCK
-from robolearn.core.types import STATE, FeatureSpec
+from robolearn.core.types import ENVIRONMENT_STATE, STATE, ActionChunk, FeatureSpec
 from robolearn.deploy.executor import ExecutorConfig
 from robolearn.evaluate.result import EvaluationResult, RolloutConfig
 from robolearn.evaluate.rollout import evaluate
 from robolearn.policies import config_class, make_policy
-from sim_envs.task import EnvOptions, make_env
+from sim_envs.task import EnvOptions, get_task, make_env
 
 QUICK = RolloutConfig(ExecutorConfig(exec_horizon=2), timed_decisions=0)
 SEEDS = range(100, 117)
@@ -212,3 +212,49 @@ def test_the_native_task_gives_the_same_episodes_for_any_number_of_environments(
     assert results[0].episodes == results[1].episodes == results[2].episodes
     assert len({e.mean_action_change for e in results[0].episodes}) == 5  # every episode drew its own actions
     assert results[0].task == "native_lift"
+
+
+class Replay:
+    """Looks an observed state up in recorded episodes and returns the actions that were sent from it on."""
+
+    obs_horizon, pred_horizon = 2, 16
+
+    def __init__(self, spaces, states, actions):
+        self.spaces, self.states, self.actions = spaces, states, actions
+        self.farthest = 0.0
+
+    def predict(self, observation, rng):
+        chunks = []
+        for row in np.concatenate([observation[key][:, -1] for key in (STATE, ENVIRONMENT_STATE)], axis=1):
+            distances = [np.abs(states - row).max(axis=1) for states in self.states]
+            episode = int(np.argmin([d.min() for d in distances]))
+            step = int(distances[episode].argmin())
+            self.farthest = max(self.farthest, float(distances[episode].min()))
+            actions = self.actions[episode]
+            chunks.append(actions[np.minimum(np.arange(step, step + self.pred_horizon), len(actions) - 1)])
+        return ActionChunk(np.stack(chunks))
+
+
+def test_recorded_demonstrations_run_through_the_evaluator_step_by_step():
+    """Chunk row 0 belongs to the newest observation: replayed in chunks, an expert's episodes come out as they were recorded."""
+    seeds, task = list(range(6)), get_task("native_lift")
+    env = make_env("native_lift", EnvOptions(num_envs=6))
+    expert = task.make_expert(6, 1.0)
+    observation = env.reset(seeds)
+    expert.reset(seeds)
+    states, actions, ends, running = [], [], np.zeros(6, int), np.ones(6, bool)
+    while running.any():
+        sent = np.float32(expert.act(observation)[0])
+        states.append(np.concatenate([observation[key] for key in (STATE, ENVIRONMENT_STATE)], axis=1))
+        actions.append(sent)
+        step = env.step(sent)
+        ends += running
+        solved, running, observation = step.success, running & ~step.ended, step.observation
+    recorded = [(np.array(states)[:end, i], np.array(actions)[:end, i]) for i, end in enumerate(ends)]
+    policy = Replay(env.spec.spaces, *map(list, zip(*recorded, strict=True)))
+    small = make_env("native_lift", EnvOptions(num_envs=4))
+    result = evaluate(small, policy, seeds, RolloutConfig(ExecutorConfig(8), timed_decisions=0))
+    assert [e.length for e in result.episodes] == ends.tolist()
+    assert [e.success for e in result.episodes] == solved.tolist()
+    assert policy.farthest == 0.0
+    assert sum(solved) >= 5
