@@ -15,7 +15,7 @@ from robolearn.data.header import ACTION_SENT, T_WALL
 def demonstrate(env: Env, expert: Expert, *, first_seed: int) -> Iterator[Episode]:
     """Yield one episode per seed, from ``first_seed`` upwards, without end.
 
-    An episode holds every observation stream, the intended ``action``, the ``action.sent`` with the expert's deliberate noise, and
+    An episode holds every observation stream, the intended ``action``, the ``action.sent`` with its deliberate noise, and
     the wall-clock time of each step. All but the last depends on its seed alone: batches are finished as a whole and yielded in
     seed order, so the batch size changes only speed.
     """
