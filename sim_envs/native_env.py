@@ -14,7 +14,6 @@ from robolearn.core.seeding import generator
 from robolearn.core.types import ENVIRONMENT_STATE, IMAGES_PREFIX, STATE, Array, EnvSpec, FeatureSpec, Observation, Spaces, Step
 from sim_envs.native_kernel import ACTION_DIM, ARM_DOF, ENVIRONMENT_DIM, NQ, STATE_DIM, Buffers, observe_rows, step_rows
 from sim_envs.native_model import CONTROL_RATE_HZ, address_row, native_scene
-from sim_envs.render import View
 from sim_envs.task import EnvOptions
 
 JOINTS = "observation.joint_position"
@@ -156,12 +155,11 @@ class NativeLiftEnv:
         }
         size = self._options.image_size
         for camera in self._options.cameras:
-            views = [self._draw(i, View(camera, size, size)) for i in range(self.num_envs)]
-            observation[IMAGES_PREFIX + camera] = np.stack(views)
+            observation[IMAGES_PREFIX + camera] = np.stack([self.render(i, camera, size, size) for i in range(self.num_envs)])
         return observation
 
     def render(self, index: int, camera: str, height: int, width: int) -> Array:
-        """Return a smooth (height, width, 3) uint8 picture of environment ``index`` for people.
+        """Return a (height, width, 3) uint8 picture of environment ``index``.
 
         Raises:
             RefusedError: unknown camera or environment, or no OpenGL on this machine.
@@ -172,12 +170,10 @@ class NativeLiftEnv:
             raise RefusedError(
                 f"native_lift: environment {index} cannot be drawn; there are {self.num_envs}, each after a reset."
             )
-        return self._draw(index, View(camera, height, width, supersample=2))
-
-    def _draw(self, index: int, view: View) -> Array:
         from sim_envs.native_visual import native_renderer
+        from sim_envs.render import View
 
-        return native_renderer().render(self._data[index].qpos, view)
+        return native_renderer().render(self._data[index].qpos, View(camera, height, width))
 
     def close(self) -> None:
         """Stop the threads; the simulators are freed with the object."""

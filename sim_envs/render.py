@@ -24,6 +24,7 @@ from robolearn.core.types import Array
 from sim_envs.graphics import INSTALL, graphics_backend
 
 _MAX_GEOMS = 2000
+_SMALL_ROWS = 160
 _VISUAL_GROUP = 1
 """Visual geoms are in group 1; group 0 holds what collides (robosuite's rule, and ours)."""
 _OFF = (
@@ -45,8 +46,16 @@ class View:
     """Rows of the picture [pixels]."""
     width: int
     """Columns of the picture [pixels]."""
-    supersample: int = 1
-    """Every pixel is the mean of ``supersample``^2 drawn ones: 2 for people, 1 for policies."""
+    supersample: int | None = None
+    """Every pixel is the mean of ``supersample``^2 drawn ones. None takes 2 for pictures of more than 160 rows, which people look
+    at, and 1 for the small ones that policies see."""
+
+    @property
+    def drawn_per_pixel(self) -> int:
+        """Drawn pixels per pixel of the picture, along each axis."""
+        if self.supersample is not None:
+            return self.supersample
+        return 2 if self.height > _SMALL_ROWS else 1
 
 
 class _Graphics:
@@ -151,7 +160,7 @@ class CameraRenderer:
         """
         if view.camera not in self._cameras:
             raise RefusedError(f"No camera {view.camera!r} in this scene. {nearest(view.camera, self._cameras)}")
-        if min(view.height, view.width, view.supersample) < 1:
+        if min(view.height, view.width, view.drawn_per_pixel) < 1:
             raise RefusedError(f"Height, width and supersample of a picture must be at least 1, got {view}.")
         if np.shape(qpos) != (self._model.nq,):
             raise RefusedError(f"This scene has {self._model.nq} positions, got {np.shape(qpos)}.")
@@ -169,7 +178,8 @@ class CameraRenderer:
         mujoco.mj_camlight(model, data)
         self._camera.fixedcamid = self._cameras.index(view.camera)
         mujoco.mjv_updateScene(model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene)
-        height, width = view.height * view.supersample, view.width * view.supersample
+        fine = view.drawn_per_pixel
+        height, width = view.height * fine, view.width * fine
         if height > self._buffers.offHeight or width > self._buffers.offWidth:
             size = max(width, self._buffers.offWidth), max(height, self._buffers.offHeight)
             mujoco.mjr_resizeOffscreen(*size, self._buffers)
@@ -181,7 +191,7 @@ class CameraRenderer:
         mujoco.mjr_readPixels(picture, None, area, self._buffers)
         # OpenGL's first row is the lowest.
         picture = np.ascontiguousarray(picture[::-1])
-        if view.supersample == 1:
+        if fine == 1:
             return picture
-        blocks = picture.reshape(view.height, view.supersample, view.width, view.supersample, 3)
+        blocks = picture.reshape(view.height, fine, view.width, fine, 3)
         return blocks.mean(axis=(1, 3)).astype(np.uint8)

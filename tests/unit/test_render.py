@@ -69,6 +69,7 @@ def test_supersampled_pixels_are_means(gl: str) -> None:
     renderer = red_box()
     fine = renderer.render(np.array([0.07]), View("above", 64, 80))
     smooth = renderer.render(np.array([0.07]), View("above", 32, 40, supersample=2))
+    assert (View("above", 160, 90).drawn_per_pixel, View("above", 161, 90).drawn_per_pixel) == (1, 2)
     expected = fine.reshape(32, 2, 40, 2, 3).mean(axis=(1, 3)).astype(np.uint8)
     np.testing.assert_array_equal(smooth, expected)
 
@@ -231,6 +232,7 @@ def test_native_camera_observations_show_the_cube(gl: str) -> None:
     # agentview looks at the robot from the front: world +y is on the right of the picture.
     columns = [np.argwhere(redness(p))[:, 1].mean() for p in pictures]
     assert np.argsort(columns).tolist() == np.argsort(observation["observation.environment_state"][:, 1]).tolist()
+    np.testing.assert_array_equal(env.render(2, "agentview", 84, 84), pictures[2])
     assert env.render(1, "frontview", 120, 160).shape == (120, 160, 3)
     with pytest.raises(RefusedError, match="environment 9"):
         env.render(9, "frontview", 120, 160)
