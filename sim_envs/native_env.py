@@ -80,6 +80,8 @@ class NativeLiftEnv:
             diverged=np.zeros(b, np.bool_),
             ended=np.ones(b, np.bool_),
         )
+        size = options.image_size
+        self._images = {c: np.zeros((b, size, size, 3), np.uint8) for c in options.cameras}
         self._started = np.zeros(b, np.bool_)
         self._elapsed = np.zeros(b, np.int64)
         edges = np.linspace(0, b, min(options.num_threads, b) + 1).astype(np.int64)
@@ -90,10 +92,11 @@ class NativeLiftEnv:
         """Start episodes; see :meth:`robolearn.core.protocols.Env.reset`.
 
         Raises:
-            RefusedError: not one non-negative seed per environment, or a mask of another shape; nothing has been reset.
+            RefusedError: not one non-negative integer seed per environment, or a mask of another shape; nothing has been reset.
         """
-        if len(seeds) != self.num_envs:
-            raise RefusedError(f"reset got {len(seeds)} seeds for {self.num_envs} environments.")
+        seeds = np.asarray(seeds)
+        if seeds.shape != (self.num_envs,) or seeds.dtype.kind not in "iu":
+            raise RefusedError(f"reset got {seeds.dtype} seeds of shape {seeds.shape} for {self.num_envs} environments.")
         chosen = np.ones(self.num_envs, np.bool_) if mask is None else np.asarray(mask)
         if chosen.shape != (self.num_envs,) or chosen.dtype != np.bool_:
             raise RefusedError(f"reset mask must be bool of shape ({self.num_envs},), got {chosen.dtype} {chosen.shape}.")
@@ -109,6 +112,7 @@ class NativeLiftEnv:
         self._started[rows] = True
         self._elapsed[rows] = 0
         observe_rows(rows, self._buffers, self._scene.kernel)
+        self._draw(rows)
         return self._observation()
 
     def _start_qpos(self, seed: int) -> Array:
@@ -136,7 +140,8 @@ class NativeLiftEnv:
             raise RefusedError(f"native_lift: action[{row}, {column}] is {action[row, column]}; actions must be finite.")
         if not self._started.all():
             raise RefusedError(f"native_lift: environment {int(np.argmin(self._started))} steps before its first reset.")
-        self._elapsed += ~self._buffers.ended
+        running = ~self._buffers.ended
+        self._elapsed += running
         if self._pool is None:
             step_rows(0, self.num_envs, action, self._buffers, self._scene.kernel)
         else:
@@ -145,18 +150,23 @@ class NativeLiftEnv:
         terminated = success | self._buffers.diverged
         truncated = (self._elapsed >= self.spec.max_episode_steps) & ~terminated
         self._buffers.ended[:] = terminated | truncated
+        self._draw(np.flatnonzero(running & ~self._buffers.diverged))
         return Step(self._observation(), success.astype(np.float32), terminated, truncated, success)
 
+    def _draw(self, rows: Array) -> None:
+        """Renew the camera observations of ``rows``; those of ended environments stay, as all of their observation does."""
+        size = self._options.image_size
+        for camera, images in self._images.items():
+            for row in rows:
+                images[row] = self.render(int(row), camera, size, size)
+
     def _observation(self) -> Observation:
-        observation = {
+        return {
             STATE: self._buffers.state.copy(),
             JOINTS: self._buffers.joints.copy(),
             ENVIRONMENT_STATE: self._buffers.environment.copy(),
+            **{IMAGES_PREFIX + camera: images.copy() for camera, images in self._images.items()},
         }
-        size = self._options.image_size
-        for camera in self._options.cameras:
-            observation[IMAGES_PREFIX + camera] = np.stack([self.render(i, camera, size, size) for i in range(self.num_envs)])
-        return observation
 
     def render(self, index: int, camera: str, height: int, width: int) -> Array:
         """Return a (height, width, 3) uint8 picture of environment ``index``.

@@ -42,7 +42,8 @@ def test_make_works_with_the_module_prefix_alone() -> None:
     assert done.stdout.strip() == "TaskEnv"
 
 
-@pytest.mark.parametrize("env_id", IDS)
+# robosuite untouched is slow to check, and the same adapter for every task: once is enough.
+@pytest.mark.parametrize("env_id", [i for i in IDS if "Reference" not in i or i == "robolearn/LiftReference-v0"])
 @pytest.mark.filterwarnings("ignore:.*infinity.*:UserWarning")
 def test_gymnasium_checker_passes(env_id: str) -> None:
     environment = gymnasium.make(env_id, disable_env_checker=True)

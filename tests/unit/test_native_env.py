@@ -115,8 +115,10 @@ def test_bad_input_is_refused_and_nothing_moves() -> None:
     bad[1, 3] = np.nan
     with pytest.raises(RefusedError, match=r"action\[1, 3\] is nan"):
         env.step(bad)
-    with pytest.raises(RefusedError, match="3 seeds for 2"):
+    with pytest.raises(RefusedError, match=r"shape \(3,\) for 2"):
         env.reset([1, 2, 3])
+    with pytest.raises(RefusedError, match="float64 seeds"):
+        env.reset([1.5, 2.0])
     with pytest.raises(RefusedError, match="mask must be bool"):
         env.reset([1, 2], np.array([1, 0]))
     with pytest.raises(RefusedError, match="agentview"):
@@ -133,6 +135,7 @@ def test_a_diverged_simulation_ends_without_success_and_without_nan(tmp_path, mo
     assert step.terminated.tolist() == [True, False]
     assert not step.success.any()
     assert all(np.isfinite(v).all() for v in step.observation.values())
+    assert env.render(0, "agentview", 32, 32).shape == (32, 32, 3)  # garbage in the scene does not stop a recording
     # The next episode of that row is sound.
     env.reset([1, 2], np.array([True, False]))
     assert not env.step(np.zeros((2, 7))).ended.any()
