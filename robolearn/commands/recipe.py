@@ -83,7 +83,7 @@ class Recipe:
     """Folder of the run; ``{recipe}`` stands for the recipe file's stem, ``{task}`` for the task's name."""
     env: EnvRecipe = field(default_factory=EnvRecipe)
     data: DataRecipe = field(default_factory=DataRecipe)
-    policy: Any = variant("diffusion", _policy_config)  # noqa: RUF009 - it returns dataclasses.field
+    policy: Any = variant("diffusion", _policy_config)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
 
