@@ -123,7 +123,6 @@ class Learner:
             "samples_per_update": self.samples_per_update,
             "processes": self.processes.count,
             "noise_root": self._noise_root,
-            "scaler": self.updater.scaler.state_dict(),
             "meter_names": list(self.meter.names),
             "meter_count": self.meter.count,
             "elapsed_s": self.elapsed_s,
@@ -145,7 +144,7 @@ class Learner:
         load_weights(self.average.policy, folder / EMA_FILE)
         tensors, where = read_tensors(folder / OPTIMIZER_FILE), str(folder / OPTIMIZER_FILE)
         self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
-        self.updater.restore(tensors, step=self.step, scaler=state["scaler"], where=where)
+        self.updater.restore(tensors, step=self.step, where=where)
         meters = {name: tensor.to(self.device) for name, tensor in read_tensors(folder / METERS_FILE).items()}
         self.meter.restore(meters, state["meter_names"], state["meter_count"])
 

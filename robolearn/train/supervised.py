@@ -75,7 +75,7 @@ def train(
         validation: windows of held-out episodes; None skips validation.
         config: settings.
         run_dir: folder of the run; created if missing.
-        resume: continue from the newest checkpoint in ``run_dir``.
+        resume: continue the run in ``run_dir`` from its newest checkpoint, or from the start where there is none yet.
         provenance: JSON-serialisable record of code, versions and data; stored in every checkpoint. Where it names the
             ``checksum`` of a ``dataset``, resuming demands the same.
         on_checkpoint: scores scheduled checkpoints; must not use the test seeds.
@@ -91,6 +91,8 @@ def train(
     processes = Processes(accelerator)
     device = choose_device(config.device) if accelerator is None else accelerator.device
     folder = CheckpointFolder(Path(run_dir) / "checkpoints")
+    if resume and not folder.root.is_dir():
+        raise RefusedError(f"{run_dir} holds no run to resume: it has no folder {folder.root.name}.")
     with ExitStack() as stack:
         if processes.is_main:
             stack.enter_context(folder.locked())
@@ -108,11 +110,10 @@ def train(
 
 def _start(learner: Learner, folder: CheckpointFolder, *, resume: bool, provenance: Mapping[str, object]) -> None:
     steps = folder.steps()
-    if resume and not steps:
-        raise RefusedError(f"No checkpoint to resume from in {folder.root}; start without resume.")
     if steps and not resume:
         raise RefusedError(f"{folder.root} holds checkpoints up to step {steps[-1]}; resume it or choose another run_dir.")
-    if resume:
+    # A run that was killed before its first checkpoint is resumed by starting over: that repeats it exactly.
+    if steps:
         learner.restore(folder.path(steps[-1]), provenance)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from train_worker import make_store, run
 
-from robolearn.core.errors import RefusedError
 from robolearn.train.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, CheckpointFolder
 from robolearn.train.metrics import TIME_PREFIX, read_metrics
 
@@ -83,13 +82,11 @@ def test_a_process_that_is_signalled_and_resumed_repeats_the_undisturbed_run(sto
     assert resumed == whole
 
 
-def test_a_killed_start_without_a_checkpoint_can_be_started_again(store, whole, tmp_path):
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_repeated_from_the_start(store, whole, tmp_path):
     run_dir = tmp_path / "run"
     (run_dir / "checkpoints" / ".tmp-000000010").mkdir(parents=True)
     (run_dir / "metrics.jsonl").write_text('{"step": 7, "train/loss": 1.0}\n{"step": 9, "valid')
-    with pytest.raises(RefusedError, match="No checkpoint to resume from"):
-        run(store, run_dir, STEPS, resume=True)
-    run(store, run_dir, STEPS, resume=False)
+    run(store, run_dir, STEPS, resume=True)
     assert outcome(run_dir) == whole
 
 
