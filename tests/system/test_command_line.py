@@ -87,6 +87,16 @@ def test_sequential_comparison_of_two_policies(run: Run) -> None:
     assert "not decided (anytime-valid p = 1, alpha = 0.05, 3 pairs)" in text
 
 
+def test_quickstart_ends_with_a_table_and_a_report(run: Run, tmp_path: Path) -> None:
+    code, text = run("quickstart", "--out", str(tmp_path / "quick"), "data.episodes=6", *TINY)
+    assert code == 0, text
+    assert re.search(r"after training\s*│\s*\d/3", text), text
+    assert (tmp_path / "quick" / "report.html").is_file()
+    assert (tmp_path / "quick" / "rollouts.mp4").is_file()
+    code, text = run("quickstart", "--out", str(tmp_path / "quick"))
+    assert (code, "exists and is not empty" in text) == (2, True), text
+
+
 def test_a_resumed_run_does_not_start_again(run: Run, workspace: Path) -> None:
     settings = [f"data.path={workspace}/demos", "data.episodes=6", f"run_dir={workspace}/run", *TINY]
     code, text = run("train", RECIPE, *settings, "--resume")
