@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from robolearn.core.errors import RefusedError
-from robolearn.train.interfaces import Batch
+from robolearn.data.dataset import Batch
 
 
 def choose_device(name: str) -> torch.device:

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robolearn.core.run import write_json
+from robolearn.data.dataset import Batch
 from robolearn.train.checkpoint import to_cpu
-from robolearn.train.interfaces import Batch
 
 DIVERGED_FOLDER = "diverged"
 

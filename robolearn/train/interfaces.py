@@ -8,9 +8,7 @@ import torch
 
 from robolearn.core.protocols import RandomSource
 from robolearn.core.types import ActionChunk, Observation
-
-type Batch = dict[str, torch.Tensor]
-"""Observation key -> (b, o, ...), ``<key>_is_pad`` (b, o) bool, ``action`` (b, h, a), ``action_is_pad`` (b, h) bool; raw."""
+from robolearn.data.dataset import Batch
 
 
 @runtime_checkable

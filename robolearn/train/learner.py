@@ -14,6 +14,7 @@ import torch
 from robolearn.core.errors import RefusedError
 from robolearn.core.run import read_json
 from robolearn.core.seeding import generator
+from robolearn.data.dataset import Batch
 from robolearn.train.checkpoint import (
     CONFIG_FILE,
     EMA_FILE,
@@ -28,7 +29,7 @@ from robolearn.train.checkpoint import (
 from robolearn.train.config import FREE_ON_RESUME, TrainConfig
 from robolearn.train.device import to_device
 from robolearn.train.ema import WeightAverage
-from robolearn.train.interfaces import Batch, WindowSource
+from robolearn.train.interfaces import WindowSource
 from robolearn.train.metrics import MeanMeter
 from robolearn.train.processes import Processes
 from robolearn.train.update import LossModule, Updater
@@ -107,7 +108,8 @@ class Learner:
         seed = (self._noise_root + number * _SEED_STRIDE) % 2**64
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index].manual_seed(seed)
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
+            torch.cuda.default_generators[index].manual_seed(seed)
         self._rng.manual_seed(seed)
         return self._rng
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -147,13 +147,14 @@ class _Loop:
         learner, config = self._learner, self._config
         self._validation, self._score = validation, on_checkpoint
         self._writer = self._open_writer() if self._main else None
-        self._began_s = self._window_began_s = time.monotonic()
+        self._began_s = time.monotonic()
         self._elapsed_before_s = learner.elapsed_s
         self._window_data_s, self._window_aside_s, self._window_start = 0.0, 0.0, learner.step
         stopped: Literal["finished", "max_seconds"] = "finished"
         try:
             with TrainProgress(total=config.steps, start=learner.step, shown=self._main) as self._progress:
                 self._score_checkpoint()
+                self._window_began_s = time.monotonic()
                 while learner.step < config.steps:
                     self._window_data_s += learner.update()
                     self._attend()
@@ -235,7 +236,8 @@ class _Loop:
         scheduled = step > 0 and self._due(self._config.checkpoint_every)
         if self._score is None or not self._main or not scheduled or step in self._folder.scores():
             return
-        with self._guard.at_once():
+        # Of several processes none may leave alone: the others would wait for its gradients.
+        with self._guard.at_once() if self._processes.count == 1 else nullcontext():
             score = self._score(step, self._folder.path(step), self._learner.average.policy)
         if score is not None:
             self._write({"score": float(score)})

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robolearn.core.errors import RefusedError
+from robolearn.data.dataset import Batch
 from robolearn.train.checkpoint import require_same_tensors
 from robolearn.train.config import TrainConfig
-from robolearn.train.interfaces import Batch
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _EPSILON = 1e-8

@@ -10,11 +10,10 @@ import torch
 
 from robolearn.core.seeding import generator
 from robolearn.core.types import ACTION
+from robolearn.data.dataset import PAD_SUFFIX, Batch
 from robolearn.train.config import TrainConfig
 from robolearn.train.device import to_device
-from robolearn.train.interfaces import Batch, WindowSource
-
-_PAD_SUFFIX = "_is_pad"
+from robolearn.train.interfaces import WindowSource
 
 
 class Validation:
@@ -62,8 +61,8 @@ class Validation:
         total, count = 0.0, 0
         for batch, _ in self._batches(self._error_rows):
             data = {name: value.cpu().numpy() for name, value in batch.items()}
-            observation = {k: v for k, v in data.items() if k.startswith("observation.") and not k.endswith(_PAD_SUFFIX)}
-            difference = np.abs(policy.predict(observation, rng).actions - data[ACTION])[~data[ACTION + _PAD_SUFFIX]]
+            observation = {k: v for k, v in data.items() if k.startswith("observation.") and not k.endswith(PAD_SUFFIX)}
+            difference = np.abs(policy.predict(observation, rng).actions - data[ACTION])[~data[ACTION + PAD_SUFFIX]]
             total, count = total + float(difference.sum(dtype=np.float64)), count + difference.size
         return total / max(1, count)
 
