@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ def train(file: Path, overrides: list[str], *, resume: bool) -> None:
     """Train the recipe's policy; with ``resume`` continue the run in its run folder."""
     recipe = load_recipe(file, overrides)
     result = train_recipe(recipe, resume=resume)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one of several processes: the first one speaks
     best = f", best {result.best} (score {result.best_score:.3f})" if result.best else ""
     Console().print(f"{result.stopped} after {result.step} updates: {result.checkpoint}{best}", soft_wrap=True)
 
@@ -51,18 +54,23 @@ def train(file: Path, overrides: list[str], *, resume: bool) -> None:
 def train_recipe(recipe: Recipe, *, resume: bool = False) -> TrainResult:
     """Train a recipe's policy in its run folder.
 
+    Started by ``torchrun`` or ``accelerate launch``, every process trains on its part of each batch and the first one writes.
+
     Raises:
         RefusedError: no usable store, or the run folder is taken, or there is nothing to resume.
         Interrupted, NonFiniteError: see :func:`robolearn.train.supervised.train`.
     """
-    device = str(choose_device(recipe.train.device))
+    accelerator = _accelerator(recipe.train.device)
+    device = str(accelerator.device if accelerator else choose_device(recipe.train.device))
     store = _open_store(recipe)
     learn = learnables(recipe, store, device=device)
-    run_dir = create_run_dir(Path(recipe.run_dir), resume=resume)
     record = provenance(seed=recipe.train.seed, device=device, dataset=learn.training.provenance())
-    if not resume:
-        (run_dir / RECIPE_FILE).write_text(to_yaml(recipe), encoding="utf-8")
-        write_json(run_dir / PROVENANCE_FILE, record)
+    run_dir = Path(recipe.run_dir)
+    if accelerator is None or accelerator.is_main_process:
+        create_run_dir(run_dir, resume=resume)
+        if not resume:
+            (run_dir / RECIPE_FILE).write_text(to_yaml(recipe), encoding="utf-8")
+            write_json(run_dir / PROVENANCE_FILE, record)
     scorer = _scorer(recipe) if recipe.evaluate.checkpoint_episodes else None
     return train_policy(
         learn.policy,
@@ -73,7 +81,17 @@ def train_recipe(recipe: Recipe, *, resume: bool = False) -> TrainResult:
         resume=resume,
         provenance=record,
         on_checkpoint=scorer,
+        accelerator=accelerator,
     )
+
+
+def _accelerator(device: str) -> Any:
+    """Return an accelerator if a launcher started several processes, else None; its import is slow."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
 
 
 def learnables(recipe: Recipe, store: EpisodeStore, *, device: str) -> Learnables:
