@@ -60,7 +60,7 @@ class UnetDenoiser(nn.Module):
         self.upsample = nn.ModuleList(Upsample1d(dim) for dim in reversed(dims[:-1]))
         self.last = ConvBlock(dims[0], dims[0], config)
         self.out = Conv1d(dims[0], action_dim, 1)
-        self.film_sizes = [block.film_size for stage in (*self.down, self.middle, *self.up) for block in stage]
+        self.film_sizes = [size for stage in (*self.down, self.middle, *self.up) for block in stage for size in block.film_sizes]
         self.film_level = nn.Linear(config.level_width, sum(self.film_sizes))
         self.film_condition = nn.Linear(condition_dim, sum(self.film_sizes), bias=False)
 
@@ -74,8 +74,8 @@ class UnetDenoiser(nn.Module):
 
     def denoise(self, noisy: Tensor, level: Tensor, condition: Tensor) -> Tensor:
         """Return (b, h, a) for noisy chunks (b, h, a), embedded levels (b or 1, ...) and embedded conditions (b, ...)."""
-        films = iter((level + condition).unsqueeze(-1).split(self.film_sizes, dim=1))
-        x = noisy.transpose(1, 2)
+        films = iter((level + condition)[:, :, None, None].split(self.film_sizes, dim=1))
+        x = noisy.transpose(1, 2).unsqueeze(2)
         skips = []
         for index, stage in enumerate(self.down):
             x = _run(stage, x, films)
@@ -85,7 +85,7 @@ class UnetDenoiser(nn.Module):
         x = _run(self.middle, x, films)
         for stage, upsample in zip(self.up, self.upsample, strict=True):
             x = upsample(_run(stage, torch.cat((x, skips.pop()), dim=1), films))
-        return self.out(self.last(x)).transpose(1, 2)
+        return self.out(self.last(x)).squeeze(2).transpose(1, 2)
 
     def forward(self, noisy: Tensor, level: Tensor, condition: Tensor) -> Tensor:
         """Return (b, h, a) for noisy chunks (b, h, a), integer levels (b,) and conditions (b, c)."""
@@ -101,7 +101,7 @@ class ConvBlock(nn.Module):
         self.norm = nn.GroupNorm(config.groups, dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (b, dim_in, h) to (b, dim_out, h)."""
+        """Map (b, dim_in, 1, h) to (b, dim_out, 1, h)."""
         return functional.mish(self.norm(self.conv(x)))
 
 
@@ -114,16 +114,16 @@ class ResidualBlock(nn.Module):
         self.second = ConvBlock(dim_out, dim_out, config)
         self.residual = Conv1d(dim_in, dim_out, 1) if dim_in != dim_out else nn.Identity()
         self.scaled = config.modulate_scale
-        self.film_size = 2 * dim_out if self.scaled else dim_out
+        self.film_sizes = [dim_out, dim_out] if self.scaled else [dim_out]
 
-    def forward(self, x: Tensor, film: Tensor) -> Tensor:
-        """Map (b, dim_in, h) and modulation (b, film_size, 1), scales before shifts, to (b, dim_out, h)."""
+    def forward(self, x: Tensor, films: Iterator[Tensor]) -> Tensor:
+        """Map (b, dim_in, 1, h) to (b, dim_out, 1, h); takes its modulations (b, dim_out, 1, 1), the scale first, from ``films``."""
         y = self.first(x)
         if self.scaled:
-            scale, shift = film.chunk(2, dim=1)
-            y = torch.addcmul(shift, scale, y)
+            scale = next(films)
+            y = torch.addcmul(next(films), scale, y)
         else:
-            y = y + film
+            y = y + next(films)
         return self.second(y) + self.residual(x)
 
 
@@ -133,5 +133,5 @@ def _stage(config: UnetConfig, dim_in: int, dim_out: int) -> nn.ModuleList:
 
 def _run(stage: nn.Module, x: Tensor, films: Iterator[Tensor]) -> Tensor:
     for block in stage:  # type: ignore[attr-defined]
-        x = block(x, next(films))
+        x = block(x, films)
     return x

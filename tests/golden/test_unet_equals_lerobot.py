@@ -7,7 +7,7 @@ import torch
 
 from robolearn.nets.unet import UnetConfig, UnetDenoiser
 
-DIMS, LEVEL_WIDTH, OBS_DIM, ACTION_DIM, HORIZON = (16, 32, 64), 32, 5, 3, 8
+DIMS, LEVEL_WIDTH, OBS_DIM, ACTION_DIM, HORIZON = (32, 64, 128), 32, 5, 3, 8
 
 
 def lerobot_unet(scaled):
@@ -29,12 +29,20 @@ def lerobot_unet(scaled):
     return DiffusionConditionalUnet1d(config, global_cond_dim=OBS_DIM)
 
 
+def copy_conv(ours, theirs):
+    """Copy a convolution; ours are two-dimensional with a height of one."""
+    with torch.no_grad():
+        ours.weight.copy_(theirs.weight.unsqueeze(2))
+        ours.bias.copy_(theirs.bias)
+
+
 def copy_block(ours, theirs, films):
     """Copy one residual block and note its modulation layer."""
     for mine, yours in ((ours.first, theirs.conv1.block), (ours.second, theirs.conv2.block)):
-        mine.conv.load_state_dict(yours[0].state_dict())
+        copy_conv(mine.conv, yours[0])
         mine.norm.load_state_dict(yours[1].state_dict())
-    ours.residual.load_state_dict(theirs.residual_conv.state_dict())
+    if not isinstance(ours.residual, torch.nn.Identity):
+        copy_conv(ours.residual, theirs.residual_conv)
     films.append(theirs.cond_encoder[1])
 
 
@@ -46,12 +54,12 @@ def copy_weights(ours, theirs):
         for index in range(2):
             copy_block(mine[index], yours[index], films)
     for mine, yours in zip(ours.downsample, theirs.down_modules, strict=False):
-        mine.load_state_dict(yours[2].state_dict())
+        copy_conv(mine, yours[2])
     for mine, yours in zip(ours.upsample, theirs.up_modules, strict=True):
-        mine.load_state_dict(yours[2].state_dict())
-    ours.last.conv.load_state_dict(theirs.final_conv[0].block[0].state_dict())
+        copy_conv(mine, yours[2])
+    copy_conv(ours.last.conv, theirs.final_conv[0].block[0])
     ours.last.norm.load_state_dict(theirs.final_conv[0].block[1].state_dict())
-    ours.out.load_state_dict(theirs.final_conv[1].state_dict())
+    copy_conv(ours.out, theirs.final_conv[1])
     for index in (0, 2):
         ours.level_embedding.mlp[index].load_state_dict(theirs.diffusion_step_encoder[index + 1].state_dict())
     with torch.no_grad():

@@ -1,15 +1,17 @@
 """Networks: identities with torch's own layers, small cases worked by hand, and refusals."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.types import STATE, FeatureSpec
 from robolearn.nets.blocks import sinusoid
-from robolearn.nets.conv import SMALL_PROBLEM, Conv1d, Upsample1d
+from robolearn.nets.conv import Conv1d, Upsample1d
 from robolearn.nets.denoisers import DenoiserConfig, make_denoiser
 from robolearn.nets.encoders import ObservationEncoder
 from robolearn.nets.images import ImageConfig, ImageEncoder, crop, expected_positions
@@ -131,35 +133,73 @@ def test_a_new_transformer_is_the_identity_inside():
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(5, 1, 2), (3, 2, 1), (1, 1, 0)])
-@pytest.mark.parametrize("rows", [1, 2, 9])
-def test_convolution_equals_torchs(kernel, stride, padding, rows):
+@pytest.mark.parametrize("rows", [1, 2, 40])
+@pytest.mark.parametrize("channels", [8, 192])
+def test_convolution_equals_torchs(kernel, stride, padding, rows, channels):
     torch.manual_seed(0)
-    conv = Conv1d(6, 10, kernel, stride=stride, padding=padding)
-    x = torch.randn(rows, 6, 8)
-    torch.testing.assert_close(conv(x), nn.Conv1d.forward(conv, x), rtol=1e-5, atol=1e-6)
+    conv = Conv1d(channels, channels, kernel, stride=stride, padding=padding)
+    x = torch.randn(rows, 8, channels).transpose(1, 2)
+    expected = functional.conv1d(x, conv.weight[:, :, 0], conv.bias, stride=stride, padding=padding)
+    torch.testing.assert_close(conv(x.unsqueeze(2)).squeeze(2), expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():  # another code path on a CPU
+        torch.testing.assert_close(conv(x.unsqueeze(2)).squeeze(2), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_upsampling_equals_torchs_and_a_case_by_hand():
+@pytest.mark.parametrize("channels", [8, 192])
+def test_upsampling_equals_torchs(channels):
     torch.manual_seed(0)
-    layer = Upsample1d(6)
-    for rows, steps in ((1, 4), (2, 8), (9, 4)):
-        x = torch.randn(rows, 6, steps)
-        torch.testing.assert_close(layer(x), nn.ConvTranspose1d.forward(layer, x), rtol=1e-5, atol=1e-6)
+    layer = Upsample1d(channels)
+    for rows, steps in ((1, 4), (2, 8), (40, 4)):
+        x = torch.randn(rows, channels, steps)
+        expected = functional.conv_transpose1d(x, layer.weight[:, :, 0], layer.bias, stride=2, padding=1)
+        torch.testing.assert_close(layer(x.unsqueeze(2)).squeeze(2), expected, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x.unsqueeze(2)).squeeze(2), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_upsampling_worked_by_hand():
     # One channel, weight (1, 10, 100, 1000), input (1, 2): out[2i + j - 1] += x[i] w[j]:
     # out0 = x0 w1 = 10; out1 = x0 w2 + x1 w0 = 100 + 2; out2 = x0 w3 + x1 w1 = 1000 + 20; out3 = x1 w2 = 200.
     single = Upsample1d(1)
     with torch.no_grad():
-        single.weight.copy_(torch.tensor([1.0, 10.0, 100.0, 1000.0]).view(1, 1, 4))
+        single.weight.copy_(torch.tensor([1.0, 10.0, 100.0, 1000.0]).view(1, 1, 1, 4))
         single.bias.zero_()
-    assert single(torch.tensor([[[1.0, 2.0]]])).tolist() == [[[10.0, 102.0, 1020.0, 200.0]]]
+    assert single(torch.tensor([[[[1.0, 2.0]]]])).tolist() == [[[[10.0, 102.0, 1020.0, 200.0]]]]
 
 
-def test_small_convolutions_have_gradients():
-    layer = nn.Sequential(Conv1d(4, 4, 5, padding=2), Upsample1d(4))
-    x = torch.randn(1, 4, 4, requires_grad=True)
-    assert x.shape[0] * x.shape[2] <= SMALL_PROBLEM
-    layer(x).sum().backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in (x, *layer.parameters()))
+def change_in_place(layer):
+    with torch.no_grad():
+        layer.weight.mul_(2.0)
+
+
+def change_by_optimizer(layer):
+    layer(torch.ones(1, 192, 1, 8)).sum().backward()
+    torch.optim.SGD(layer.parameters(), 0.1).step()
+
+
+def change_by_loading(layer):
+    layer.load_state_dict({name: 3.0 * tensor for name, tensor in layer.state_dict().items()})
+
+
+def change_by_replacing(layer):
+    layer.weight = nn.Parameter(layer.weight.detach() + 1.0)
+
+
+@pytest.mark.parametrize("change", [change_in_place, change_by_optimizer, change_by_loading, change_by_replacing])
+@pytest.mark.parametrize("make", [lambda: Conv1d(192, 192, 5, padding=2), lambda: Upsample1d(192)])
+def test_acting_uses_the_weights_as_they_are_now(make, change):
+    # The re-arranged copy of the weights that acting uses must never outlive them.
+    torch.manual_seed(0)
+    layer, x = make(), torch.randn(1, 192, 1, 8)
+    with torch.no_grad():
+        before = layer(x)
+        twin = copy.deepcopy(layer)
+    change(layer)
+    with torch.no_grad():
+        after = layer(x)
+        torch.testing.assert_close(twin(x), before)
+    assert not torch.allclose(after, before, atol=1e-3)
+    torch.testing.assert_close(after, layer(x).detach(), rtol=1e-4, atol=1e-3)
 
 
 def test_expected_positions_worked_by_hand():
