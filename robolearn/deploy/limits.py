@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from robolearn.core.errors import RefusedError
+from robolearn.core.robot import RobotSpec
 from robolearn.core.types import Array, Spaces
 from robolearn.deploy.braking import TickLimits
 
@@ -89,6 +90,30 @@ class SafetyLimits:
             position_low=spaces.action_low,
             position_high=spaces.action_high,
             rest_command=tuple(None if name in measured else 0.0 for name in names),
+        )
+
+    @classmethod
+    def from_robot(cls, spec: RobotSpec) -> SafetyLimits:
+        """Return the limits of joint position commands [rad], followed by one dimension per gripper (-1 open, 1 closed).
+
+        Velocity, acceleration and jerk are the maker's times :attr:`RobotSpec.speed_scale`.
+        """
+        extra = len(spec.grippers)
+        speed = tuple(2 * g.max_velocity / abs(g.closed - g.open) for g in spec.grippers)
+        margin, none = spec.position_margin, (None,) * extra
+
+        def scaled(values: tuple[float, ...]) -> tuple[float | None, ...]:
+            return tuple(spec.speed_scale * value for value in values)
+
+        return cls(
+            dim=spec.dim + extra,
+            control_rate_hz=spec.control_rate_hz,
+            position_low=tuple(low + margin for low in spec.position_low) + (-1.0,) * extra,
+            position_high=tuple(high - margin for high in spec.position_high) + (1.0,) * extra,
+            max_velocity=scaled(spec.max_velocity) + speed,
+            max_acceleration=scaled(spec.max_acceleration) + none,
+            max_jerk=scaled(spec.max_jerk) + none,
+            max_relative_target=(spec.max_relative_target,) * spec.dim + none,
         )
 
     def inner_bounds(self) -> tuple[Array, Array]:

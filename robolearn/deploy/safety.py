@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -22,8 +22,12 @@ KINDS = (
     "acceleration",
     "jerk",
     "braking",
+    "guard",
 )
 """Reasons to alter a command, in the order in which they are looked at; the first four refuse the whole command."""
+
+type Guard = Callable[[Array], Array]
+"""Tells for positions (m, b, a) which rows (b,) bool are allowed in all m; for example a workspace box by forward kinematics."""
 
 _CANDIDATES = 17
 """Accelerations tried per tick when a command cannot be followed exactly."""
@@ -38,9 +42,13 @@ class SafetyFilter:
     command follows the plan as well: ramp down and hold.
 
     Position bounds alone need no plan: the command is clipped.
+
+    A ``guard`` is asked about each next position together with where its stop plan leads; a step that it forbids is not taken,
+    and the old plan, which it has allowed, is followed instead.
     """
 
-    def __init__(self, limits: SafetyLimits, *, num_rows: int) -> None:
+    def __init__(self, limits: SafetyLimits, *, num_rows: int, guard: Guard | None = None) -> None:
+        self._guard = guard
         self._limits = limits
         self._shape = (num_rows, limits.dim)
         self._low, self._high = limits.inner_bounds()
@@ -57,6 +65,7 @@ class SafetyFilter:
         self._on_target: Array = np.zeros(self._shape, bool)
         self._plan = plan_stop(np.zeros(self._shape), np.zeros(self._shape), self._tick)
         self._plan_step = np.zeros(self._shape)
+        self._plan_end: Array = np.full(self._shape, np.nan)
         self._counts = {kind: np.zeros(num_rows, np.int64) for kind in KINDS}
 
     @property
@@ -68,6 +77,16 @@ class SafetyFilter:
     def counts(self) -> Mapping[str, Array]:
         """Kind -> (b,) number of commands since the row's reset that were altered for that reason; a copy."""
         return {kind: count.copy() for kind, count in self._counts.items()}
+
+    @property
+    def position(self) -> Array:
+        """The last safe command (b, a); NaN before the first reset; a copy."""
+        return self._position.copy()
+
+    @property
+    def at_rest(self) -> Array:
+        """(b,) bool: the last two commands of the row were the same, and no acceleration is left."""
+        return np.asarray((self._velocity == 0).all(axis=1) & (self._acceleration == 0).all(axis=1))
 
     def reset(self, start: Array, mask: Array | None = None) -> None:
         """Begin at rest at ``start`` (b, a), the robot's measured position or a command known to be safe.
@@ -85,6 +104,8 @@ class SafetyFilter:
             raise RefusedError(f"start must have shape {self._shape} and mask {self._shape[:1]}, got {start.shape}.")
         if not ((start[rows] >= self._low) & (start[rows] <= self._high)).all():
             raise RefusedError(f"start {start[rows].tolist()} must lie in [{self._low.tolist()}, {self._high.tolist()}].")
+        if self._guard is not None and not self._guard(np.where(rows[:, None], start, self._position)[None])[rows].all():
+            raise RefusedError(f"The guard does not allow to start at {start[rows].tolist()}.")
         self._position[rows] = self._target[rows] = start[rows]
         self._velocity[rows] = self._acceleration[rows] = 0
         self._on_target[rows] = True
@@ -133,7 +154,20 @@ class SafetyFilter:
             near = np.where(refused[:, None], self._position, measured)
             target = self._clip("relative_target", target, near - self._relative, near + self._relative, ~refused)
             target = np.clip(target, self._low, self._high)
-        target = np.where(refused[:, None], self._rest, target)
+        return self._send(np.where(refused[:, None], self._rest, target))
+
+    def coast(self) -> Array:
+        """Return the commands (b, a) of one more control period without a target: ramp down and hold, or rest where that is set.
+
+        Raises:
+            RefusedError: the filter was not reset.
+        """
+        if np.isnan(self._position).any():
+            raise RefusedError("The safety filter must be reset with a start position before its first command.")
+        return self._send(np.broadcast_to(self._rest, self._shape))
+
+    def _send(self, target: Array) -> Array:
+        """Advance one tick towards ``target`` (b, a), NaN where there is none."""
         hold = np.isnan(target)
         if not self._dynamic:
             self._position = np.where(hold, self._position, target)
@@ -154,9 +188,15 @@ class SafetyFilter:
             chosen, found, plan = self._search(target, np.stack([low, high]), follow)
             found &= ~hold
         moved = p + v + chosen
-        if not found.all():
+        if self._guard is not None or not found.all():
             planned, at_rest = self._plan.at(self._plan_step + 1, tick)
-            moved = np.where(found, moved, np.where(at_rest, p, p + v + planned))
+            coasted = np.where(at_rest, p, p + v + planned)
+            if self._guard is not None:
+                found = found & self._allowed(
+                    np.where(found, moved, coasted), np.where(found, moved + plan.displacement, self._plan_end)
+                )
+                follow = follow & found
+            moved = np.where(found, moved, coasted)
         self._position = np.clip(np.where(follow, target, moved), self._low, self._high)
         # The state is taken from what is really sent, so rounding never accumulates between the state and the commands.
         self._velocity = self._position - p
@@ -167,6 +207,13 @@ class SafetyFilter:
         self._target = np.where(hold, self._position, target)
         self._on_target = ~hold & (self._position == target)
         return self._position.copy()
+
+    def _allowed(self, moved: Array, end: Array) -> Array:
+        """Return (b, 1) bool: the guard allows the next position, where its stop plan ends, and three places between."""
+        assert self._guard is not None
+        allowed = self._guard(moved + (end - moved) * np.linspace(0, 1, 5)[:, None, None])
+        self._counts["guard"] += ~allowed
+        return allowed[:, None]
 
     def _search(self, target: Array, bounds: Array, follow: Array) -> tuple[Array, Array, StopPlan]:
         """Return the best acceleration (b, a) in ``bounds`` (2, b, a), whether it is admissible, and the stop plan after it.
@@ -207,6 +254,7 @@ class SafetyFilter:
         for name, old in vars(self._plan).items():
             np.copyto(old, getattr(plan, name), where=where)
         self._plan_step[where] = 0
+        np.copyto(self._plan_end, self._position + plan.displacement, where=where)
 
     def _stale(self, kind: str, limit_s: float | None, now_s: float, stamp_s: Array | float | None) -> Array:
         """Return which rows (b,) are too old, and count them; an age that is not a number is too old."""

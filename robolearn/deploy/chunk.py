@@ -1,0 +1,78 @@
+"""A stamped chunk of future commands as it travels from a policy to the gate, its checks, and where it stands at a given time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from robolearn.core.errors import RefusedError
+from robolearn.core.types import Array
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a source of commands asks for; nothing in it is trusted until :func:`read_chunk` has looked at it."""
+
+    names: tuple[str, ...]
+    """One name per column of ``values``, in any order."""
+    values: Array
+    """(h, a); joint positions [rad], or rates such as OSC pose deltas. Row k is for [stamp + k step, stamp + (k+1) step)."""
+    stamp_s: float
+    """When the newest observation behind it was taken, on the gate's steady clock [s]."""
+    step_s: float
+    """Time between rows [s]."""
+    source: str = "policy"
+    """Who asks; see ``GateConfig.sources``."""
+    novelty: float | None = None
+    """Out-of-distribution score of the observation divided by its threshold; above 1 it is novel. None: not measured."""
+
+
+def read_chunk(chunk: Chunk, names: tuple[str, ...]) -> Array:
+    """Return the values (h, a) in the order of ``names``.
+
+    Raises:
+        RefusedError: a name is missing, unknown or repeated; the shape is wrong; a value, stamp or step is not a finite number.
+    """
+    try:
+        values = np.asarray(chunk.values, float)
+    except (TypeError, ValueError) as error:
+        raise RefusedError(f"shape: the values are not a table of numbers ({error}).") from error
+    if values.ndim != 2 or len(values) < 1 or values.shape[1] != len(chunk.names):
+        raise RefusedError(f"shape: {len(chunk.names)} names came with values of shape {values.shape}.")
+    if len(chunk.names) != len(names) or set(chunk.names) != set(names):
+        raise RefusedError(f"name: came {list(chunk.names)}, expected {list(names)}.")
+    if not (np.isfinite(chunk.stamp_s) and np.isfinite(chunk.step_s) and chunk.step_s > 0):
+        raise RefusedError(f"non_finite: stamp {chunk.stamp_s} and step {chunk.step_s} must be finite, the step positive.")
+    if not np.isfinite(values).all():
+        raise RefusedError(f"non_finite: {int((~np.isfinite(values)).sum())} of {values.size} values.")
+    return values[:, [chunk.names.index(name) for name in names]]
+
+
+@dataclass
+class Track:
+    """An accepted chunk and how far it has been followed."""
+
+    values: Array
+    """(h, a) in the gate's order."""
+    step_s: float
+    """Time between rows [s]."""
+    phase_s: float
+    """Time on the chunk, from its observation on [s]; runs slower than the clock while the gate slows a novel situation down."""
+    anchor: Array | None
+    """(a,) where the way to row 0 begins; None for rates, which are held for their step instead of interpolated."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last row's time is over."""
+        return self.phase_s >= len(self.values) * self.step_s
+
+    def target(self) -> Array:
+        """Return what the chunk asks for (a,) now: row k is reached linearly at k+1 steps, or held for its step if a rate."""
+        u = self.phase_s / self.step_s
+        if self.anchor is None:
+            return self.values[min(max(int(u), 0), len(self.values) - 1)]
+        points = np.concatenate([self.anchor[None], self.values])
+        k = min(max(int(u), 0), len(self.values) - 1)
+        part = min(max(u - k, 0.0), 1.0)
+        return points[k] + part * (points[k + 1] - points[k])

@@ -1,0 +1,393 @@
+"""The command gate: the one place through which commands reach a robot; numpy only, no ROS, and time is an argument.
+
+Every ``now_s`` and stamp is on one steady clock. The node that wires this calls the ``on_...`` methods from its subscriptions and
+:meth:`CommandGate.tick` from its control loop, and sends what ``tick`` returns if ``Command.send`` says so::
+
+    LATCHED --reset()--> READY --chunk--> RUNNING --soft fault--> STOPPING --at rest--> HOLDING --fresh chunk--> RUNNING
+       ^                                     |                       |                     |
+       +--------- at rest ----- STOPPING <---+-- hard fault, stop() -+---------------------+-- resume window over
+
+It starts LATCHED. A soft fault (silent policy, stale stream, novel observation, late tick) ramps down and holds, and is over when
+a chunk from a newer observation comes inside ``resume_window_s``. A hard fault (e-stop, its publisher lost, tracking error,
+:meth:`CommandGate.stop`) ramps down and latches: only :meth:`CommandGate.reset` leads on, and it drops every chunk.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from robolearn.core.errors import RefusedError
+from robolearn.core.robot import RobotSpec
+from robolearn.core.types import Array, Spaces
+from robolearn.deploy.chunk import Chunk, Track, read_chunk
+from robolearn.deploy.gate_config import JOINT_STATES, Command, GateConfig, GateState
+from robolearn.deploy.limits import SafetyLimits
+from robolearn.deploy.safety import Guard, SafetyFilter
+
+
+class CommandGate:
+    """Executes chunks of one robot's commands, inside its limits, until something is wrong."""
+
+    def __init__(
+        self, limits: SafetyLimits, config: GateConfig, *, names: tuple[str, ...], measured_dim: int, guard: Guard | None = None
+    ) -> None:
+        """Make a gate for commands called ``names``, of which the first ``measured_dim`` are measured positions (0: rates)."""
+        if len(names) != limits.dim or not 0 <= measured_dim <= limits.dim:
+            raise RefusedError(f"{limits.dim} limits came with {len(names)} names, of which {measured_dim} are measured.")
+        self._limits, self._config, self._names, self._n = limits, config, names, measured_dim
+        self._rest = np.array([np.nan if v is None else v for v in (limits.rest_command or (None,) * limits.dim)], float)
+        self._filter = SafetyFilter(limits, num_rows=1, guard=guard)
+        self._dt = 1 / limits.control_rate_hz
+        self._low, self._high = limits.inner_bounds()
+        self._measured: Array = np.full(measured_dim, np.nan)
+        self._seen: dict[str, float] = {}
+        self._pressed: bool | None = None
+        self._estop_s = -np.inf
+        self._state, self._reason, self._hard = GateState.LATCHED, "startup", True
+        self._since_s = -np.inf
+        self._track: Track | None = None
+        self._source, self._chunk_s, self._alive_s, self._stamp_s, self._newest_s = "", -np.inf, -np.inf, -np.inf, -np.inf
+        self._novelty = 0.0
+        self._now_s, self._start_s, self._slot, self._slots = -np.inf, 0.0, -1, 0
+        self._command, self._velocity = np.full(limits.dim, np.nan), np.zeros(limits.dim)
+        self._armed = self._disarming = self._releasing = self._let_go = False
+        self._weight, self._epoch = 0.0, 0
+        self.counts: Counter[str] = Counter()
+        """Refused chunks, faults and missed ticks by name, and what the filter altered before the last reset."""
+        self.events: deque[tuple[float, GateState, str]] = deque(maxlen=1000)
+        """(time, state, reason) of each change of state, oldest first."""
+
+    @classmethod
+    def for_robot(cls, spec: RobotSpec, config: GateConfig, *, guard: Guard | None = None) -> CommandGate:
+        """Return a gate for joint positions [rad] and grippers [-1 open, 1 closed], in the order of the spec."""
+        names = spec.joints + tuple(gripper.joint for gripper in spec.grippers)
+        return cls(SafetyLimits.from_robot(spec), config, names=names, measured_dim=spec.dim, guard=guard)
+
+    @classmethod
+    def for_spaces(cls, spaces: Spaces, config: GateConfig, *, control_rate_hz: float | None = None) -> CommandGate:
+        """Return a gate for actions that are rates, such as OSC pose deltas: the evaluator's own filter, which rests at 0.
+
+        ``control_rate_hz`` may exceed the policy's, so that stops come sooner: each row is sent until its step is over.
+        """
+        limits = SafetyLimits.from_spaces(spaces)
+        limits = replace(limits, control_rate_hz=control_rate_hz or limits.control_rate_hz)
+        return cls(limits, config, names=spaces.action.names, measured_dim=0)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the command's elements, in order."""
+        return self._names
+
+    @property
+    def limits(self) -> SafetyLimits:
+        """The limits; read-only for the life of the gate."""
+        return self._limits
+
+    @property
+    def state(self) -> GateState:
+        """The present state."""
+        return self._state
+
+    @property
+    def filter_counts(self) -> Mapping[str, int]:
+        """Kind -> commands that the filter altered for that reason."""
+        return {kind: int(count[0]) for kind, count in self._filter.counts.items()}
+
+    # ---- what comes in -------------------------------------------------------------------------------------------------------
+
+    def on_measured(self, position: Array, *, stamp_s: float, now_s: float) -> None:
+        """Take measured joint positions (n,) [rad] in order; what is bad, old or from the future is counted and ignored."""
+        position = np.asarray(position, float)
+        if self._n and position.shape != self._measured.shape:
+            self.counts["measured_shape"] += 1
+        elif not np.isfinite(position).all():
+            self.counts["measured_non_finite"] += 1
+        elif self._is_news(JOINT_STATES, stamp_s, now_s) and self._n:
+            self._measured = position.copy()
+
+    def on_stream(self, name: str, *, stamp_s: float, now_s: float) -> None:
+        """Note when the newest observation of another watched stream was taken."""
+        self._is_news(name, stamp_s, now_s)
+
+    def on_heartbeat(self, source: str, *, now_s: float) -> None:
+        """Note that a source of commands is alive, between its chunks."""
+        if source == self._source:
+            self._alive_s = now_s
+
+    def on_estop(self, pressed: bool, *, now_s: float) -> None:
+        """Take the e-stop's state; pressed latches at once, released only allows :meth:`reset`."""
+        self._pressed, self._estop_s = bool(pressed), now_s
+        if pressed:
+            self._fault("e_stop", now_s, hard=True)
+
+    def on_chunk(self, chunk: Chunk, *, now_s: float) -> str:
+        """Accept a chunk as what is followed from now on, or refuse it whole and leave everything as it is.
+
+        Returns:
+            "" if accepted, else why not; the text before the colon is the key in :attr:`counts`.
+        """
+        try:
+            values = read_chunk(chunk, self._names)
+            self._admit(chunk, values, now_s)
+        except RefusedError as error:
+            self.counts[f"refused_{str(error).split(':', 1)[0]}"] += 1
+            return str(error)
+        return ""
+
+    # ---- what an operator asks for -------------------------------------------------------------------------------------------
+
+    def arm(self) -> None:
+        """Allow commands on the wire; without this the gate is a dry run.
+
+        Raises:
+            RefusedError: the gate is in motion.
+        """
+        if self._state not in (GateState.LATCHED, GateState.READY):
+            raise RefusedError(f"Arming needs a gate that is latched or ready; it is {self._state}.")
+        self._armed = True
+
+    def disarm(self, *, now_s: float) -> None:
+        """Ramp down, latch, and send nothing more once at rest."""
+        self._disarming = True
+        self.stop("disarmed", now_s=now_s)
+
+    def stop(self, reason: str, *, now_s: float) -> None:
+        """Ramp down and latch."""
+        self._fault(reason, now_s, hard=True)
+
+    def release(self, *, now_s: float) -> None:
+        """Ramp down, latch, and ramp :attr:`Command.weight` to 0: give the arms back to the vendor's controller."""
+        self._releasing = True
+        self.stop("released", now_s=now_s)
+
+    def reset(self, *, now_s: float) -> None:
+        """Leave the latch: hold where the robot is, with no chunk, ready for a new one.
+
+        Raises:
+            RefusedError: names everything that is in the way: e-stop pressed or silent, a stale stream, a source that is still
+                commanding, a robot outside its limits, or a gate that is not at rest and latched.
+        """
+        obstacles = self._obstacles(now_s)
+        if obstacles:
+            raise RefusedError(f"Reset refused: {'; '.join(obstacles)}.")
+        held = self._filter.position[0]
+        follows = not self._let_go and np.isfinite(held).all() and self._near(held[: self._n])
+        start = held if follows else np.concatenate([self._measured, self._rest_of(held)])
+        self._restart(start)
+        self._command, self._velocity = start, np.zeros_like(start)
+        self._track, self._source, self._stamp_s, self._novelty = None, "", now_s, 0.0
+        self._let_go = self._releasing = self._disarming = False
+        self._enter(GateState.READY, "", now_s)
+
+    # ---- the control loop ----------------------------------------------------------------------------------------------------
+
+    def tick(self, now_s: float) -> Command:
+        """Return the command of the present control period.
+
+        Periods are slots of the control rate, counted from the first call: a call in the same slot returns the same command
+        again, so no burst of calls can make the robot faster, and slots without a call are never caught up.
+        """
+        advance = self._advance(now_s)
+        if advance:
+            self._watch(now_s)
+            if np.isfinite(self._command).all():
+                self._step(now_s)
+            self._settle(now_s)
+            ramp = self._dt / self._config.weight_ramp_s
+            active = self._armed and self._epoch > 0 and not self._releasing
+            self._weight = min(max(self._weight + (ramp if active else -ramp), 0.0), 1.0)
+        return self._output()
+
+    def _output(self) -> Command:
+        use_base = self._novelty > 1
+        send = self._armed and self._epoch > 0 and not self._let_go and not (self._releasing and self._weight <= 0)
+        command, velocity = self._command.copy(), self._velocity.copy()
+        return Command(command, velocity, send, self._state, self._reason, self._epoch, self._weight, use_base)
+
+    def _advance(self, now_s: float) -> bool:
+        """Return whether ``now_s`` is in a new slot, and start again from rest after a gap."""
+        if not np.isfinite(now_s) or now_s < self._now_s:
+            self.counts["clock"] += 1
+            return False
+        if self._slot < 0:
+            self._start_s = now_s
+        gap = now_s - self._now_s
+        slot = int((now_s - self._start_s) / self._dt + 0.5)
+        if slot <= self._slot and self._slot >= 0:
+            return False
+        self.counts["missed_ticks"] += max(slot - self._slot - 1, 0) if self._slot >= 0 else 0
+        if self._slot >= 0 and gap > self._config.max_tick_gap_s and np.isfinite(self._command).all():
+            self._restart(self._command)
+            self._fault("tick_gap", now_s, hard=False)
+        self._slots, self._slot, self._now_s = slot - self._slot, slot, now_s
+        return True
+
+    def _step(self, now_s: float) -> None:
+        """Advance the command by one period: towards the chunk when running, else along the stop plan."""
+        before = self._command
+        track = self._track
+        if self._state is GateState.RUNNING and track is not None:
+            speed, way = self._speed(), self._dt * self._slots
+            # A position is for the end of the period that begins now, a rate for the period itself.
+            track.phase_s += speed * way if self._n else 0.0
+            self.counts["underrun"] += track.ended
+            target = track.target() if self._n else self._slowed(track.target(), speed)
+            measured = np.concatenate([self._measured, before[self._n :]])[None]
+            if track.ended and not self._n:
+                self._command = self._filter.coast()[0]
+            else:
+                self._command = self._filter.apply(target[None], now_s=now_s, measured=measured)[0]
+            track.phase_s += 0.0 if self._n else way
+        else:
+            self._command = self._filter.coast()[0]
+        if self._n:
+            self._velocity = (self._command - before) / self._dt
+
+    def _watch(self, now_s: float) -> None:
+        """Look for what is missing or wrong; hard faults first."""
+        config = self._config
+        if config.estop_timeout_s is not None and now_s - self._estop_s > config.estop_timeout_s:
+            self._fault("e_stop_lost", now_s, hard=True)
+        if self._state not in (GateState.RUNNING, GateState.STOPPING) and not self._near(self._command[: self._n]):
+            # Sending the old command on would make the robot jump back to it.
+            self._let_go = True
+            self._fault("moved", now_s, hard=True)
+        if self._state is not GateState.RUNNING:
+            return
+        error = config.max_tracking_error
+        if error is not None and self._n and not (np.abs(self._command[: self._n] - self._measured) <= error).all():
+            self._fault("tracking_error", now_s, hard=True)
+        for name in self._stale_streams(now_s):
+            self._fault(f"stale_{name}", now_s, hard=False)
+        silent = now_s - max(self._chunk_s, self._alive_s) > config.policy_timeout_s
+        if silent or now_s - self._chunk_s > config.chunk_timeout_s:
+            self._fault(f"silent_{self._source}", now_s, hard=False)
+
+    def _settle(self, now_s: float) -> None:
+        """Leave STOPPING when at rest, and HOLDING when nobody came."""
+        if self._state is GateState.STOPPING and (not np.isfinite(self._command).all() or self._filter.at_rest[0]):
+            self._enter(GateState.LATCHED if self._hard else GateState.HOLDING, self._reason, now_s)
+        if self._state is GateState.HOLDING and now_s - self._since_s > self._config.resume_window_s:
+            self._hard = True
+            self._enter(GateState.LATCHED, self._reason, now_s)
+        if self._state is GateState.LATCHED and self._disarming:
+            self._armed = False
+
+    def _admit(self, chunk: Chunk, values: Array, now_s: float) -> None:
+        """Check a readable chunk against source, time and state, and follow it.
+
+        Raises:
+            RefusedError: it is not followed.
+        """
+        config, age_s = self._config, now_s - chunk.stamp_s
+        self._check_source(chunk, now_s)
+        if age_s > config.max_command_age_s or age_s < -config.future_tolerance_s:
+            raise RefusedError(f"command_age: {age_s:.3f} s; allowed up to {config.max_command_age_s} s.")
+        if age_s >= len(values) * chunk.step_s:
+            raise RefusedError(f"expired: all {len(values)} rows are over, the observation is {age_s:.3f} s old.")
+        if self._state in (GateState.LATCHED, GateState.STOPPING):
+            raise RefusedError(f"state: the gate is {self._state} ({self._reason}).")
+        if chunk.stamp_s <= self._stamp_s:
+            raise RefusedError(
+                f"reordered: its observation is not newer than the last one's ({chunk.stamp_s} <= {self._stamp_s})."
+            )
+        if chunk.novelty is not None and not chunk.novelty < config.novelty_stop:
+            self._novelty = np.inf
+            self._fault("novelty", now_s, hard=False)
+            raise RefusedError(f"novelty: {chunk.novelty}; allowed below {config.novelty_stop}.")
+        track = Track(values, chunk.step_s, max(age_s, 0.0), self._command.copy() if self._n else None)
+        jump = np.abs(track.target() - self._command)[: self._n].max(initial=0.0)
+        if self._state is not GateState.RUNNING and jump > config.start_tolerance:
+            raise RefusedError(f"start_tolerance: begins {jump:.3f} rad away; allowed {config.start_tolerance}.")
+        self._track, self._source, self._chunk_s, self._stamp_s = track, chunk.source, now_s, chunk.stamp_s
+        self._novelty = chunk.novelty or 0.0
+        if self._state is not GateState.RUNNING:
+            self._enter(GateState.RUNNING, "", now_s)
+
+    def _check_source(self, chunk: Chunk, now_s: float) -> None:
+        """Refuse strangers, and whoever is outranked by the source that is commanding."""
+        sources = self._config.sources
+        if chunk.source not in sources:
+            raise RefusedError(f"source: {chunk.source!r} is none of {list(sources)}.")
+        self._newest_s = max(self._newest_s, now_s)
+        commanding = self._state is GateState.RUNNING and bool(self._source)
+        if commanding and sources.index(chunk.source) < sources.index(self._source):
+            raise RefusedError(f"preempted: {self._source} is commanding.")
+
+    def _obstacles(self, now_s: float) -> list[str]:
+        """Name everything that is in the way of a reset."""
+        config, found = self._config, []
+        if self._state is not GateState.LATCHED:
+            found.append(f"the gate is {self._state}, not latched")
+        if self._pressed:
+            found.append("the e-stop is pressed")
+        if config.estop_timeout_s is not None and not now_s - self._estop_s <= config.estop_timeout_s:
+            found.append(f"the e-stop's publisher was silent for {config.estop_timeout_s} s")
+        for name in self._stale_streams(now_s):
+            found.append(f"stream {name!r} has no observation of the last {config.stream_timeouts_s[name]} s")
+        if now_s - self._newest_s <= config.policy_timeout_s:
+            found.append("a source is still commanding")
+        low, high = self._low[: self._n], self._high[: self._n]
+        if self._n and not ((self._measured >= low) & (self._measured <= high)).all():
+            outside = [self._names[i] for i in np.flatnonzero(~((self._measured >= low) & (self._measured <= high)))]
+            found.append(f"measured positions of {outside} are outside the limits")
+        return found
+
+    def _fault(self, reason: str, now_s: float, *, hard: bool) -> None:
+        """Begin to ramp down; a hard fault outranks a soft one, and a latched gate keeps its first reason."""
+        if self._state is GateState.LATCHED or (self._state is GateState.READY and not hard):
+            return
+        if self._state in (GateState.STOPPING, GateState.HOLDING) and (self._hard or not hard):
+            return
+        self.counts[f"fault_{reason}"] += 1
+        self._hard, self._track = hard, None
+        self._stamp_s = max(self._stamp_s, now_s)
+        self._enter(GateState.STOPPING, reason, now_s)
+
+    def _restart(self, start: Array) -> None:
+        """Begin a new sequence of commands at rest at ``start`` (a,)."""
+        altered = self.filter_counts
+        self._filter.reset(start[None])
+        self.counts.update(altered)
+        self._epoch += 1
+
+    def _is_news(self, stream: str, stamp_s: float, now_s: float) -> bool:
+        """Keep a stream's newest stamp; what is older, no number or from the future is counted and ignored."""
+        news = np.isfinite(stamp_s) and self._seen.get(stream, -np.inf) <= stamp_s <= now_s + self._config.future_tolerance_s
+        if news:
+            self._seen[stream] = stamp_s
+        else:
+            self.counts[f"stamp_{stream}"] += 1
+        return bool(news)
+
+    def _stale_streams(self, now_s: float) -> list[str]:
+        limits = self._config.stream_timeouts_s
+        return [name for name, limit_s in limits.items() if not now_s - self._seen.get(name, -np.inf) <= limit_s]
+
+    def _enter(self, state: GateState, reason: str, now_s: float) -> None:
+        self._state, self._reason, self._since_s = state, reason, now_s
+        self.events.append((now_s, state, reason))
+
+    def _near(self, position: Array) -> bool:
+        """Return whether the robot is where the command holds it; True where it cannot be measured."""
+        if not self._n or not np.isfinite(position).all():
+            return True
+        return bool((np.abs(position - self._measured) <= self._config.start_tolerance).all())
+
+    def _rest_of(self, held: Array) -> Array:
+        """Return where the elements without a measurement begin: as they were, else at rest or in the middle of their bounds."""
+        middle = np.where(np.isfinite(self._low + self._high), (self._low + self._high) / 2, 0.0)
+        rest = np.where(np.isfinite(self._rest), self._rest, middle)
+        return np.where(np.isfinite(held), held, rest)[self._n :]
+
+    def _speed(self) -> float:
+        """Return how fast a chunk is followed: 1 up to a novelty of 1, falling linearly to 0 at ``novelty_stop``."""
+        return float(np.clip((self._config.novelty_stop - self._novelty) / (self._config.novelty_stop - 1), 0, 1))
+
+    def _slowed(self, target: Array, speed: float) -> Array:
+        """Return rates scaled towards their rest; elements that are held (grippers as positions) keep their target."""
+        return np.where(np.isfinite(self._rest), self._rest + speed * (target - self._rest), target)
