@@ -48,6 +48,19 @@ def train(
 
 
 @app.command()
+def refine(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    *,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in run_dir, bit-exactly.")] = False,
+) -> None:
+    """Refine a trained policy by online reinforcement learning: robolearn refine configs/can_residual.yaml base=RUN."""
+    from robolearn.commands.refine import refine
+
+    refine(recipe, overrides or [], resume=resume)
+
+
+@app.command()
 def evaluate(
     policy: Annotated[str, typer.Argument(help="Run folder, checkpoint folder, or 'hold' or 'random'.")],
     overrides: OverridesArgument = None,

@@ -83,3 +83,17 @@ class LatentPolicy(Policy, Protocol):
 
     def decode(self, observation: Observation, latent_noise: Array) -> ActionChunk:
         """Return the chunk that ``latent_noise`` (b, *latent_shape) generates; ``predict`` is this on standard normal noise."""
+
+
+@runtime_checkable
+class CorrectingPolicy(Policy, Protocol):
+    """A policy that adjusts each action of its chunk when its turn comes, from what is seen by then (residual policies)."""
+
+    def correct(self, observation: Observation, action: Array, rng: RandomSource) -> Array:
+        """Return the actions (b, a) to execute now in place of the chunk's ``action`` (b, a).
+
+        Args:
+            observation: key -> (b, obs_horizon, ...) in raw units, newest last.
+            action: (b, a) raw units, what the chunk holds for this step.
+            rng: source of every random draw.
+        """

@@ -13,6 +13,8 @@ from robolearn.core.types import Array
 
 TRAIN_SEED_BLOCK = 0
 """Initial states of demonstrations start at this seed."""
+ONLINE_SEED_BLOCK = 10_000_000
+"""Initial states met by online refinement."""
 VALIDATION_SEED_BLOCK = 50_000_000
 """Initial states used to choose a checkpoint."""
 TEST_SEED_BLOCK = 100_000_000

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from robolearn.core.errors import RefusedError
-from robolearn.core.protocols import Policy
+from robolearn.core.protocols import CorrectingPolicy, Policy
 from robolearn.core.types import ActionChunk, Array, Observation
 
 
@@ -90,8 +90,43 @@ class ChunkExecutor:
         action = np.zeros((self._num_rows, self._total.shape[2]), np.float32)
         at = active_rows, self._cursor[active_rows]
         action[active_rows] = self._total[at] / self._weight[at][:, None]
+        if isinstance(self._policy, CorrectingPolicy) and active_rows.size:
+            seen = {k: v[active_rows] for k, v in self._history.items()}
+            action[active_rows] = self._policy.correct(seen, action[active_rows], [rngs[i] for i in active_rows])
         self._cursor[active_rows] += 1
         return action
+
+    def planned(self, steps: int) -> Array:
+        """Return (b, steps, a): what the queue holds from the step of the last :meth:`act` on, before any correction.
+
+        Behind the end of the queue its last action is repeated. Rows without a chunk hold zeros.
+        """
+        at = np.minimum(self._cursor[:, None] - 1 + np.arange(steps), self._total.shape[1] - 1)
+        rows = np.arange(self._num_rows)[:, None]
+        at = np.clip(at, 0, np.maximum((self._weight > 0).sum(axis=1) - 1, 0)[:, None])
+        return self._total[rows, at] / np.maximum(self._weight[rows, at], 1e-9)[:, :, None]
+
+    def state(self) -> dict[str, Array]:
+        """Return history and queue as arrays that :meth:`restore` reads."""
+        queue = {
+            "total": self._total,
+            "weight": self._weight,
+            "chunks": self._chunks,
+            "cursor": self._cursor,
+            "fresh": self._fresh,
+        }
+        return {name: value.copy() for name, value in queue.items()} | {
+            f"history/{k}": v.copy() for k, v in self._history.items()
+        }
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Continue from :meth:`state` of an executor of the same policy, configuration and number of rows."""
+        self._history = {k.removeprefix("history/"): v.copy() for k, v in state.items() if k.startswith("history/")}
+        for name, own in (("total", self._total), ("weight", self._weight), ("chunks", self._chunks), ("cursor", self._cursor)):
+            if state[name].shape != own.shape:
+                raise RefusedError(f"Executor state {name!r} has shape {state[name].shape}, this executor's is {own.shape}.")
+            own[:] = state[name]
+        self._fresh[:] = state["fresh"]
 
     def _observe(self, observation: Observation, rows: Array) -> None:
         """Append the newest observation; at the start of an episode it fills the whole history."""

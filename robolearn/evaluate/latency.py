@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from robolearn.core.errors import RefusedError
-from robolearn.core.protocols import Policy, RandomSource
+from robolearn.core.protocols import CorrectingPolicy, Policy, RandomSource
 from robolearn.core.seeding import generator
 from robolearn.core.types import ActionChunk, Observation
 from robolearn.evaluate.result import Latency
@@ -27,6 +27,8 @@ class TimedPolicy:
         self.spaces, self.obs_horizon, self.pred_horizon = policy.spaces, policy.obs_horizon, policy.pred_horizon
         self._seconds: list[float] = []
         self._rows: list[int] = []
+        if isinstance(policy, CorrectingPolicy):
+            self.correct = policy.correct
 
     def predict(self, observation: Observation, rng: RandomSource) -> ActionChunk:
         """See :meth:`robolearn.core.protocols.Policy.predict`."""

@@ -100,8 +100,12 @@ class Policy(nn.Module):
             return ActionChunk(self.normalizer.invert(ACTION, normalized).float().cpu().numpy())
 
     def _regress(self, observation: Mapping[str, Tensor], rng: torch.Generator | None) -> Tensor:
-        normalize = self.normalizer.apply
-        streams = {k: observation[k] if is_image(k) else normalize(k, observation[k]) for k in self.spaces.observation}
-        condition = self.encoder(streams, rng)
+        condition = self.condition(observation, rng)
         output = self.net(self.zeros.expand(len(condition), -1, -1), self.level.expand(len(condition)), condition)
         return output.float()
+
+    def condition(self, observation: Mapping[str, Tensor], rng: torch.Generator | None = None) -> Tensor:
+        """Return what conditions the chunk, (b, c): the encoded observation key -> (b, o, ...), raw units; ``rng`` draws crops."""
+        normalize = self.normalizer.apply
+        streams = {k: observation[k] if is_image(k) else normalize(k, observation[k]) for k in self.spaces.observation}
+        return self.encoder(streams, rng)

@@ -113,7 +113,7 @@ class Policy(nn.Module):
         noise = torch.randn(clean.shape, generator=rng, device=clean.device)
         alpha_bar = self.alpha_bars[level]
         noisy = schedules.add_noise(clean, noise, alpha_bar)
-        output = self.denoiser(noisy, level, self._condition(batch, rng))
+        output = self.denoiser(noisy, level, self.condition(batch, rng))
         target = schedules.training_target(self.config.prediction, clean=clean, noise=noise, alpha_bar=alpha_bar)
         error = nn.functional.mse_loss(output.float(), target, reduction="none")
         loss = chunk_mean(error, batch["action_is_pad"] if self.config.mask_padding else None)
@@ -121,11 +121,15 @@ class Policy(nn.Module):
 
     def decode_tensor(self, observation: Mapping[str, Tensor], latent_noise: Tensor) -> Tensor:
         """Return the chunk (b, h, a), raw units, of tensors key -> (b, o, ...) and (b, *latent_shape); differentiable."""
+        return self.decode_condition(self.condition(observation), latent_noise)
+
+    def decode_condition(self, condition: Tensor, latent_noise: Tensor) -> Tensor:
+        """Return the chunk (b, h, a), raw units, of conditions (b, c) from :meth:`condition` and (b, *latent_shape)."""
         levels = self.denoiser.embed_levels(self.levels)
-        condition = self.denoiser.embed_condition(self._condition(observation, None))
+        embedded = self.denoiser.embed_condition(condition)
 
         def denoise(noisy: Tensor, index: int) -> Tensor:
-            return self.denoiser.denoise(noisy, levels[index : index + 1], condition)
+            return self.denoiser.denoise(noisy, levels[index : index + 1], embedded)
 
         normalized = sampling.sample(denoise, self.steps, latent_noise, clip=self.config.clip or None)
         return self.normalizer.invert(ACTION, normalized)
@@ -151,7 +155,8 @@ class Policy(nn.Module):
         rows = len(next(iter(observation.values()), ()))
         return self.decode(observation, standard_normal(rng, (rows, *self.latent_shape)))
 
-    def _condition(self, observation: Mapping[str, Tensor], rng: torch.Generator | None) -> Tensor:
+    def condition(self, observation: Mapping[str, Tensor], rng: torch.Generator | None = None) -> Tensor:
+        """Return what conditions the chunk, (b, c): the encoded observation key -> (b, o, ...), raw units; ``rng`` draws crops."""
         normalize = self.normalizer.apply
         streams = {k: observation[k] if is_image(k) else normalize(k, observation[k]) for k in self.spaces.observation}
         return self.encoder(streams, rng)

@@ -1,0 +1,176 @@
+"""``robolearn refine``: a trained policy in, a run folder with a better one out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from robolearn.commands.recipe import EnvRecipe, EvaluateRecipe, Recipe
+from robolearn.commands.simulation import make_recipe_env, rollout_config
+from robolearn.commands.train import PROVENANCE_FILE, RECIPE_FILE
+from robolearn.core.config import load, to_yaml, variant
+from robolearn.core.errors import RefusedError
+from robolearn.core.run import create_run_dir, provenance, write_json
+from robolearn.core.seeding import VALIDATION_SEED_BLOCK, generator
+from robolearn.data.replay_buffer import ReplayBuffer
+from robolearn.data.split import select_episodes
+from robolearn.data.store import EpisodeStore
+from robolearn.evaluate.rollout import evaluate as run_episodes
+from robolearn.policies.loading import load_policy
+from robolearn.refine import config_class, method
+from robolearn.refine.base import weights_hash
+from robolearn.refine.demonstrations import demonstration_replay
+from robolearn.train.checkpoint import find_checkpoint
+from robolearn.train.device import choose_device
+from robolearn.train.online import OnlineConfig, OnlineResult
+from robolearn.train.online import refine as run_online
+
+
+@dataclass(frozen=True)
+class DemosRecipe:
+    """Demonstrations that are mixed into every batch."""
+
+    path: str = ""
+    """Folder of the episode store; empty uses no demonstrations."""
+    episodes: int = 0
+    """First so many successes; 0 means all."""
+
+
+@dataclass(frozen=True)
+class RefineRecipe:
+    """Everything that a refinement depends on."""
+
+    base: str = ""
+    """Run or checkpoint folder of the policy that is refined."""
+    run_dir: str = "runs/{recipe}"
+    """Folder of the run; ``{recipe}`` stands for the recipe file's stem, ``{task}`` for the task's name."""
+    env: EnvRecipe = field(default_factory=EnvRecipe)
+    demos: DemosRecipe = field(default_factory=DemosRecipe)
+    method: Any = variant("residual", config_class)
+    online: OnlineConfig = field(default_factory=OnlineConfig)
+    evaluate: EvaluateRecipe = field(default_factory=lambda: EvaluateRecipe(exec_horizon=4))
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``."""
+    validation_episodes: int = 50
+    """Episodes, on validation seeds, of each evaluation during the run; 0 evaluates nothing."""
+
+
+def load_refine_recipe(file: Path | None, overrides: list[str]) -> RefineRecipe:
+    """Read a refinement recipe and fill the placeholders in its paths.
+
+    Raises:
+        RefusedError: see :func:`robolearn.core.config.load`; or no base is named.
+    """
+    import dataclasses
+
+    recipe = load(RefineRecipe, file=file, overrides=overrides)
+    if not recipe.base:
+        raise RefusedError("Which policy shall be refined? Give base=<run or checkpoint folder>.")
+    words = {"task": recipe.env.task, "recipe": file.stem if file else recipe.env.task}
+    try:
+        run_dir, demos = recipe.run_dir.format(**words), recipe.demos.path.format(**words)
+    except (KeyError, IndexError, ValueError) as error:
+        raise RefusedError(f"Paths of a recipe know the placeholders {{task}} and {{recipe}}, not {error}.") from error
+    return dataclasses.replace(recipe, run_dir=run_dir, demos=dataclasses.replace(recipe.demos, path=demos))
+
+
+def refine(file: Path, overrides: list[str], *, resume: bool) -> None:
+    """Refine the recipe's base policy; with ``resume`` continue the run in its run folder."""
+    recipe = load_refine_recipe(file, overrides)
+    result = refine_recipe(recipe, resume=resume, console=Console())
+    console = Console()
+    for row in result.evaluations[:1] + result.evaluations[-1:]:
+        console.print(_sentence(row), highlight=False, soft_wrap=True)
+    console.print(f"finished after {result.env_steps} control steps: {result.checkpoint}", soft_wrap=True)
+
+
+def refine_recipe(recipe: RefineRecipe, *, resume: bool = False, console: Console | None = None) -> OnlineResult:
+    """Refine in the recipe's run folder.
+
+    Raises:
+        RefusedError: no usable base or demonstrations, or the run folder is taken, or there is nothing to resume.
+        Interrupted, NonFiniteError: see :func:`robolearn.train.online.refine`.
+    """
+    import torch
+
+    device = str(choose_device(recipe.device))
+    env = make_recipe_env(_as_recipe(recipe))
+    checkpoint = find_checkpoint(Path(recipe.base))
+    base: Any = load_policy(checkpoint, device, spaces=env.spec.spaces)
+    if not isinstance(base, torch.nn.Module):
+        raise RefusedError(f"{checkpoint} holds no policy with weights; there is nothing to refine.")
+    chosen = method(recipe.method.name)
+    config = recipe.method.config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(generator(recipe.online.seed, "weights").integers(2**62)))
+        policy = chosen.refined_policy(base, config)
+        refiner = chosen.Refiner(policy, config)
+    demos = _demos(recipe, base, refiner)
+    base_hash = weights_hash(base)
+    record = provenance(seed=recipe.online.seed, device=device) | {"base": str(checkpoint), "base_hash": base_hash}
+    run_dir = Path(recipe.run_dir)
+    create_run_dir(run_dir, resume=resume)
+    if not resume:
+        (run_dir / RECIPE_FILE).write_text(to_yaml(_as_recipe(recipe)), encoding="utf-8")
+        (run_dir / "refine.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+        write_json(run_dir / PROVENANCE_FILE, record)
+    result = run_online(
+        env,
+        refiner,
+        demos,
+        recipe.online,
+        run_dir,
+        exec_horizon=recipe.evaluate.exec_horizon,
+        evaluate=_judge(recipe, console) if recipe.validation_episodes else None,
+        resume=resume,
+        provenance=record,
+    )
+    if weights_hash(refiner.policy().base) != base_hash:
+        raise RefusedError(f"The base's weights changed during the run: {base_hash} before.")
+    return result
+
+
+def _as_recipe(recipe: RefineRecipe) -> Recipe:
+    """Return the recipe by which the refined policy is evaluated."""
+    return Recipe(run_dir=recipe.run_dir, env=recipe.env, evaluate=recipe.evaluate)
+
+
+def _demos(recipe: RefineRecipe, base: Any, refiner: Any) -> ReplayBuffer | None:
+    if not recipe.demos.path or recipe.online.demo_fraction == 0:
+        return None
+    path = Path(recipe.demos.path)
+    if not (path / "store.json").exists():
+        raise RefusedError(f"No episode store at {path}; collect demonstrations first or set demos.path to nothing.")
+    store = EpisodeStore.open(path, task=recipe.env.task, fidelity=recipe.env.fidelity)
+    episodes = select_episodes(store, successes_only=True, limit=recipe.demos.episodes or None)
+    horizon = recipe.evaluate.exec_horizon
+    return demonstration_replay(
+        base, store, episodes, exec_horizon=horizon, plan_steps=refiner.plan_steps, seed=recipe.online.seed
+    )
+
+
+def _judge(recipe: RefineRecipe, console: Console | None) -> Callable[[Any], dict[str, object]]:
+    """Return a function that measures a policy on validation seeds, which no report uses."""
+    env = make_recipe_env(_as_recipe(recipe))
+    seeds = [VALIDATION_SEED_BLOCK + i for i in range(recipe.validation_episodes)]
+
+    def judge(policy: Any) -> dict[str, object]:
+        result = run_episodes(env, policy, seeds, rollout_config(_as_recipe(recipe)))
+        low, high = result.interval()
+        lengths = [episode.length for episode in result.episodes]
+        row = {"successes": result.successes, "episodes": len(result.episodes), "low": low, "high": high}
+        row["mean_length"] = sum(lengths) / max(1, len(lengths))
+        if console is not None:
+            console.print(f"validation: {result.successes}/{len(result.episodes)} [{low:.3f}, {high:.3f}]", highlight=False)
+        return row
+
+    return judge
+
+
+def _sentence(row: Any) -> str:
+    low, high = row["low"], row["high"]
+    return f"{row['env_steps']} control steps: {row['successes']}/{row['episodes']} solved, 95 % interval {low:.3f}-{high:.3f}"

@@ -1,0 +1,300 @@
+"""Latent-noise steering: reinforcement learning chooses the noise from which a frozen generative policy decodes its chunk.
+
+DSRL (Wagenmaker et al. 2025, "Steering Your Diffusion Policy with Latent Space Reinforcement Learning"), with action critics on executed
+chunks of k control steps. ``D(s, w)`` is the frozen decoder, ``d`` the discount per control step:
+
+- critics: ``(Q_i(s, a) - y)^2``, ``y = sum_j d^j reward_j + d^k (min_subset Q'(s_k, D(s_k, w')) - soft alpha log p(w' | s_k))``
+- noise critics (``gradient: distilled``, DSRL-NA): ``(V_i(s, w) - Q_i(s, D(s, w)))^2``, w from N(0, I) and from the actor
+- actor, ``form: absolute``: ``E[alpha log p(w | s) - min_i V_i(s, w)]``, w = bound tanh(u), u Gaussian (SAC)
+- actor, ``form: anchored``: ``-E[mean_i V_i(s, e + shift(s))] / mean|V| + lambda mean(shift^2)``, e from N(0, I), with lambda raised while
+  ``mean(shift^2) > trust`` (dual ascent): a policy that starts exactly at its base and leaves it only as far as the trust region allows.
+
+``gradient: through_decoder`` puts ``Q_i(s, D(s, w))`` itself in place of V: for a small decoder that costs no more than a distillation and
+removes its error.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from robolearn.core.errors import RefusedError
+from robolearn.core.protocols import RandomSource
+from robolearn.core.seeding import standard_normal
+from robolearn.core.types import ActionChunk, Array, Observation
+from robolearn.data.replay_buffer import ReplayBatch
+from robolearn.nets.actors import ActorConfig
+from robolearn.nets.critics import CriticConfig, CriticEnsemble, follow, subset_minimum
+from robolearn.policies import steered
+from robolearn.refine.base import critic_autocast, descend, module_tensors, restore_modules, wrap
+from robolearn.train.online import Phase
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hyper-parameters of latent-noise steering."""
+
+    form: Literal["anchored", "absolute"] = "anchored"
+    """How the actor sets the noise; see :class:`robolearn.policies.steered.Config`."""
+    gradient: Literal["through_decoder", "distilled"] = "through_decoder"
+    """Where the actor's gradient comes from; ``distilled`` needs forward access to the decoder only."""
+    bound: float = 1.5
+    """Largest magnitude of a shift (anchored) or of the noise (absolute); really applied, unlike in the released code."""
+    repeat: bool = False
+    """One latent vector for all steps of the chunk."""
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    """The network that chooses the noise."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """The action critics, and the noise critics where there are any."""
+    window_steps: int = 4
+    """k, control steps of the chunk that is valued; equal to ``evaluate.exec_horizon``."""
+    discount: float = 0.99
+    """Per control step."""
+    actor_learning_rate: float = 3.0e-4
+    """Adam's, of the actor."""
+    critic_learning_rate: float = 3.0e-4
+    """Adam's, of all critics."""
+    actor_every: int = 2
+    """Critic updates per actor update."""
+    distill_every: int = 2
+    """Critic updates per update of the noise critics."""
+    target_rate: float = 0.005
+    """How fast target networks follow."""
+    trust: float = 0.5
+    """Anchored: mean squared shift per latent element that is free; the noise itself has 1."""
+    temperature: float = 0.15
+    """Absolute: weight of the entropy, or its start where it is learned."""
+    learn_temperature: bool = False
+    """Absolute: move the temperature towards ``target_entropy``."""
+    target_entropy: float = 0.0
+    """Absolute: entropy that a learned temperature seeks, nats."""
+    temperature_cap: float = 0.3
+    """Absolute: a learned temperature stays below; large ones flood the values with entropy."""
+    soft_backup: bool = False
+    """Absolute: count the entropy in the target (SAC) or not."""
+    max_gradient_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    value_range: tuple[float, float] | None = (0.0, 1.0)
+    """Returns that are possible; targets are clipped to them. Null does not clip."""
+    bf16: bool = False
+    """Compute critics and actor in bfloat16."""
+
+    def __post_init__(self) -> None:
+        if not self.bound > 0:
+            raise RefusedError(f"bound={self.bound} must be positive: with a bound of 0 there is nothing to steer.")
+        if min(self.window_steps, self.actor_every, self.distill_every) < 1 or not 0 < self.discount < 1:
+            raise RefusedError("window_steps, actor_every and distill_every must be >= 1 and discount in (0, 1).")
+        if not self.temperature > 0 or not self.trust > 0:
+            raise RefusedError(f"temperature={self.temperature} and trust={self.trust} must be positive.")
+        if self.soft_backup and self.value_range is not None:
+            raise RefusedError("soft_backup adds entropy to the values, so no value_range is known; set value_range=null.")
+
+
+class Behaviour:
+    """Explores with the noise of the form itself: the base's own, or the actor's Gaussian."""
+
+    def __init__(self, policy: steered.Policy, actor: torch.nn.Module) -> None:
+        self._policy, self._actor = policy, actor
+        self.spaces, self.obs_horizon, self.pred_horizon = policy.spaces, policy.obs_horizon, policy.pred_horizon
+        self.device: torch.device = policy.steered.device
+        self.condition_dim: int = policy.encoder.condition_dim
+        self.warmup = True
+        self.noted = torch.zeros(0, device=self.device)
+
+    def predict(self, observation: Observation, rng: RandomSource) -> ActionChunk:
+        """Return a chunk decoded from explored noise."""
+        policy = self._policy
+        rows = len(next(iter(observation.values())))
+        noise = torch.as_tensor(standard_normal(rng, (rows, *policy.latent_shape)), device=self.device)
+        extra = torch.as_tensor(standard_normal(rng, (rows, policy.latent_dim)), device=self.device)
+        with torch.inference_mode():
+            condition = policy.condition(policy.encoder.read(observation, self.device))
+            if not self.warmup:
+                noise, _, _ = latent_sample(policy, self._actor, condition, noise, extra)
+            return ActionChunk(policy.base.decode_condition(condition, noise).float().cpu().numpy())  # type: ignore[operator]
+
+    def correct(self, observation: Observation, action: Array, rng: RandomSource) -> Array:
+        """Return ``action``; notes the condition."""
+        with torch.inference_mode():
+            condition = self._policy.condition(self._policy.encoder.read(observation, self.device))
+        self.noted = condition.clone()
+        return action
+
+
+def latent_sample(
+    policy: steered.Policy, actor: torch.nn.Module, condition: Tensor, noise: Tensor, extra: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return latent noise (b, *latent_shape), what the actor chose (b, latent_dim) and its log density (b,), 0 if anchored.
+
+    Args:
+        policy: the steered policy.
+        actor: the network to ask.
+        condition: (b, c).
+        noise: (b, *latent_shape) N(0, 1), the base's own.
+        extra: (b, latent_dim) N(0, 1), the actor's own where ``absolute``.
+    """
+    if policy.config.form == "anchored":
+        chosen = policy.config.bound * torch.tanh(actor(condition).float())
+        return policy.place(chosen, noise), chosen, torch.zeros_like(chosen[:, 0])
+    chosen, log_density = actor.sample(condition, extra)  # type: ignore[operator]
+    return policy.place(chosen, noise), chosen, log_density
+
+
+class Refiner:
+    """Learns the actor of a :class:`robolearn.policies.steered.Policy`."""
+
+    def __init__(self, policy: steered.Policy, config: Config) -> None:
+        if config.window_steps > policy.pred_horizon:
+            raise RefusedError(f"window_steps={config.window_steps} must not exceed {policy.pred_horizon}, the base's pred_horizon.")
+        self._policy, self._config = policy, config
+        self.window_steps, self.discount, self.plan_steps = config.window_steps, config.discount, config.window_steps
+        spaces, device = policy.spaces, policy.steered.device
+        low, high = torch.tensor(spaces.action_low, device=device), torch.tensor(spaces.action_high, device=device)
+        self._centre, self._half = (low + high) / 2, (high - low) / 2
+        condition_dim = policy.encoder.condition_dim
+        self._actor = copy.deepcopy(policy.actor).requires_grad_(True)
+        policy.actor.requires_grad_(False)
+        self._critics = CriticEnsemble(condition_dim + config.window_steps * spaces.action_dim, config.critic).to(device)
+        self._target_critics = copy.deepcopy(self._critics).requires_grad_(False)
+        self._log_weight = torch.nn.ParameterList([torch.tensor(math.log(config.temperature), device=device)])
+        latent_size = math.prod(policy.latent_shape)
+        self._noise_critics = CriticEnsemble(condition_dim + latent_size, config.critic).to(device)
+        adam = {"fused": True}
+        self._optimizers = {
+            "actor": torch.optim.Adam(self._actor.parameters(), config.actor_learning_rate, **adam),
+            "critics": torch.optim.Adam(self._critics.parameters(), config.critic_learning_rate, **adam),
+            "noise_critics": torch.optim.Adam(self._noise_critics.parameters(), config.critic_learning_rate, **adam),
+            "weight": torch.optim.Adam(self._log_weight.parameters(), config.actor_learning_rate, **adam),
+        }
+        self._modules: dict[str, torch.nn.Module] = {
+            "actor": self._actor,
+            "critics": self._critics,
+            "target_critics": self._target_critics,
+            "noise_critics": self._noise_critics,
+            "weight": self._log_weight,
+        }
+        self._updates = 0
+
+    def behaviour(self) -> Behaviour:
+        """Return the exploring policy."""
+        return Behaviour(self._policy, self._actor)
+
+    def policy(self) -> steered.Policy:
+        """Return the refined policy."""
+        return self._policy
+
+    def update(self, batch: ReplayBatch, rng: torch.Generator, phase: Phase) -> Mapping[str, Tensor]:
+        """Make one critic update and, when due, one distillation and one actor update."""
+        config = self._config
+        self._updates += 1
+        metrics = self._update_critics(batch, rng)
+        if config.gradient == "distilled" and self._updates % config.distill_every == 0:
+            metrics |= self._distill(batch, rng)
+        if phase.actor and self._updates % config.actor_every == 0:
+            metrics |= self._update_actor(batch, rng)
+            if not self._policy.steered:
+                self._policy.steered.fill_(True)
+            follow(self._policy.actor, self._actor, config.target_rate * config.actor_every)
+        follow(self._target_critics, self._critics, config.target_rate)
+        return metrics
+
+    def decode(self, condition: Tensor, latent: Tensor) -> Tensor:
+        """Return the first k actions of the decoded chunk, flattened (b, k a), normalised and inside the bounds."""
+        chunk = self._policy.base.decode_condition(condition, latent)[:, : self.window_steps]  # type: ignore[operator]
+        return ((chunk - self._centre) / self._half).clamp(-1.0, 1.0).flatten(1)
+
+    def _sample(self, condition: Tensor, rng: torch.Generator, actor: torch.nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+        shape, device = self._policy.latent_shape, condition.device
+        noise = torch.randn((len(condition), *shape), generator=rng, device=device)
+        extra = torch.randn((len(condition), self._policy.latent_dim), generator=rng, device=device)
+        return latent_sample(self._policy, actor, condition, noise, extra)
+
+    def _update_critics(self, batch: ReplayBatch, rng: torch.Generator) -> dict[str, Tensor]:
+        config = self._config
+        with torch.no_grad(), critic_autocast(config.bf16, batch.returns.device):
+            condition = batch.following["condition"]
+            latent, _, log_density = self._sample(condition, rng, self._actor)
+            following = self._target_critics(condition, self.decode(condition, latent)).float()
+            value = subset_minimum(following, config.critic.subset, rng)
+            if config.soft_backup:
+                value = value - self._log_weight[0].exp() * log_density
+            target = batch.returns + batch.bootstrap * value
+            if config.value_range is not None:
+                target = target.clamp(*config.value_range)
+        with critic_autocast(config.bf16, batch.returns.device):
+            values = self._critics(batch.condition, batch.actions.flatten(1)).float()
+        loss = (values - target).square().mean(dim=1).sum()
+        descend(loss, self._critics, self._optimizers["critics"], config.max_gradient_norm)
+        return {
+            "loss": loss.detach() / len(values),
+            "q_mean": values.detach().mean(),
+            "q_target": target.mean(),
+            "q_spread": values.detach().std(dim=0).mean(),
+        }
+
+    def _distill(self, batch: ReplayBatch, rng: torch.Generator) -> dict[str, Tensor]:
+        """Fit V(s, w) to Q(s, D(s, w)): half of the rows on N(0, I), where the base acts, half where the actor does."""
+        condition, config = batch.condition, self._config
+        with torch.no_grad(), critic_autocast(config.bf16, condition.device):
+            latent, _, _ = self._sample(condition, rng, self._actor)
+            free = torch.randn(latent.shape, generator=rng, device=latent.device)
+            own = (torch.arange(len(latent), device=latent.device) % 2 == 0)[:, None, None, None]
+            latent = torch.where(own, latent, free)
+            target = self._critics(condition, self.decode(condition, latent)).float()
+        with critic_autocast(config.bf16, condition.device):
+            values = self._noise_critics(condition, latent.flatten(1)).float()
+        loss = (values - target).square().mean(dim=1).sum()
+        descend(loss, self._noise_critics, self._optimizers["noise_critics"], config.max_gradient_norm)
+        return {"distill_loss": loss.detach() / len(values) * config.distill_every}
+
+    def _update_actor(self, batch: ReplayBatch, rng: torch.Generator) -> dict[str, Tensor]:
+        condition, config = batch.condition, self._config
+        weight = self._log_weight[0].exp().detach()
+        with critic_autocast(config.bf16, condition.device):
+            latent, chosen, log_density = self._sample(condition, rng, self._actor)
+            if config.gradient == "distilled":
+                values = self._noise_critics(condition, latent.flatten(1)).float()
+            else:
+                values = self._critics(condition, self.decode(condition, latent)).float()
+        if config.form == "anchored":
+            excess = chosen.square().mean()
+            loss = -values.mean() / values.detach().abs().mean().clamp_min(1e-3) + weight * excess
+            dual = -self._log_weight[0] * (excess.detach() - config.trust)
+            moves = True
+        else:
+            loss = (weight * log_density - values.amin(dim=0)).mean()
+            dual = -self._log_weight[0] * (log_density.detach().mean() + config.target_entropy)
+            moves = config.learn_temperature
+        descend(loss, self._actor, self._optimizers["actor"], config.max_gradient_norm)
+        if moves:
+            descend(dual, self._log_weight, self._optimizers["weight"], config.max_gradient_norm)
+            if config.form == "absolute":
+                self._log_weight[0].data.clamp_(max=math.log(config.temperature_cap))
+        every = config.actor_every  # means are over all updates of a row of metrics
+        return {
+            "latent_rms": chosen.detach().square().mean().sqrt() * every,
+            "actor_loss": loss.detach() * every,
+            "entropy": -log_density.detach().mean() * every,
+            "weight": weight * every,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return networks, optimisers and the count of updates."""
+        return module_tensors(self._modules, self._optimizers) | {"updates": torch.tensor(self._updates)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from :meth:`tensors`."""
+        restore_modules(tensors, self._modules, self._optimizers)
+        self._updates = int(tensors["updates"])
+
+
+def refined_policy(base: torch.nn.Module, config: Config) -> Any:
+    """Return the steered policy around a loaded ``base``; it equals the base exactly until it has learned."""
+    settings = steered.Config(actor=config.actor, form=config.form, bound=config.bound, repeat=config.repeat)
+    return wrap(base, "steered", settings)

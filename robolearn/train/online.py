@@ -1,0 +1,390 @@
+"""The online loop: environments step while a refiner learns from what they did."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from robolearn.core.errors import RefusedError
+from robolearn.core.protocols import Env
+from robolearn.core.run import read_json, write_json
+from robolearn.core.seeding import generator
+from robolearn.data.replay_buffer import ReplayBatch, ReplayBuffer, sample_mixed
+from robolearn.train.checkpoint import (
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    CheckpointContents,
+    CheckpointFolder,
+    load_weights,
+    read_tensors,
+    to_cpu,
+)
+from robolearn.train.divergence import DIVERGED_FOLDER
+from robolearn.train.interrupts import Interrupted, InterruptGuard, NonFiniteError
+from robolearn.train.lanes import Lanes
+from robolearn.train.metrics import MetricsWriter
+
+EVALUATIONS_FILE = "evaluations.json"
+
+type Score = Mapping[str, object]
+"""JSON-serialisable result of one evaluation; ``successes`` and ``episodes`` are counts."""
+
+
+@dataclass(frozen=True)
+class OnlineConfig:
+    """How long, how often and from what the refiner learns. Steps are control steps of all environments together."""
+
+    env_steps: int = 75_000
+    """Control steps in all, warm-up included."""
+    warmup_steps: int = 10_000
+    """Leading control steps in which the frozen base acts and nothing is learned (Zhou et al. 2024, WSRL)."""
+    critic_only_steps: int = 2_000
+    """Control steps after the warm-up in which only the critics learn."""
+    utd_ratio: float = 0.5
+    """Updates per control step."""
+    batch_size: int = 256
+    """Transitions per update."""
+    demo_fraction: float = 0.5
+    """Share of every batch that comes from the demonstrations; 0 uses none."""
+    replay_capacity: int = 1_000_000
+    """Control steps kept."""
+    evaluate_every: int = 12_500
+    """Control steps between evaluations; the base is evaluated first, before any step."""
+    checkpoint_every: int = 12_500
+    """Control steps between checkpoints."""
+    keep_checkpoints: int = 1
+    """Newest checkpoints that are kept."""
+    log_every: int = 2_500
+    """Control steps between rows of metrics."""
+    seed: int = 0
+    """Root of every random draw."""
+    threads: int = 1
+    """Threads of torch; the environments step in a thread of their own beside it."""
+    tensorboard: bool = True
+    """Write event files beside ``metrics.jsonl``."""
+
+    def __post_init__(self) -> None:
+        if min(self.env_steps, self.batch_size, self.evaluate_every, self.checkpoint_every, self.log_every, self.threads) < 1:
+            raise RefusedError("env_steps, batch_size, evaluate_every, checkpoint_every, log_every and threads must be >= 1.")
+        if self.warmup_steps < 0 or self.critic_only_steps < 0 or self.keep_checkpoints < 1:
+            raise RefusedError("warmup_steps and critic_only_steps must not be negative, keep_checkpoints must be >= 1.")
+        if not self.utd_ratio > 0 or not 0 <= self.demo_fraction < 1:
+            raise RefusedError(f"utd_ratio={self.utd_ratio} must be positive and demo_fraction={self.demo_fraction} in [0, 1).")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is learned at the moment."""
+
+    actor: bool
+    """Whether the actor moves; False while only the critics learn."""
+
+
+class Refiner(Protocol):
+    """One refinement method: how it explores, what a window of replay is, and what an update does."""
+
+    window_steps: int
+    discount: float
+    plan_steps: int
+
+    def behaviour(self) -> Any:
+        """Return the policy that explores: a :class:`robolearn.core.protocols.CorrectingPolicy` with ``noted`` (condition per row)."""
+
+    def policy(self) -> Any:
+        """Return the refined policy that is evaluated, saved and deployed: a torch module."""
+
+    def update(self, batch: ReplayBatch, rng: torch.Generator, phase: Phase) -> Mapping[str, Tensor]:
+        """Make one update and return metrics, scalars on the device. ``loss`` must be among them."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Return all that resuming needs besides :meth:`policy`."""
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from :meth:`tensors`."""
+
+
+@dataclass(frozen=True)
+class OnlineResult:
+    """How a call of :func:`refine` ended."""
+
+    env_steps: int
+    """Control steps made, warm-up included."""
+    checkpoint: Path
+    """Newest checkpoint."""
+    evaluations: tuple[Mapping[str, object], ...]
+    """One row per evaluation, with ``env_steps``."""
+
+
+def refine(
+    env: Env,
+    refiner: Refiner,
+    demos: ReplayBuffer | None,
+    config: OnlineConfig,
+    run_dir: Path,
+    *,
+    exec_horizon: int,
+    evaluate: Callable[[Any], Score] | None = None,
+    resume: bool = False,
+    provenance: Mapping[str, object] | None = None,
+) -> OnlineResult:
+    """Refine a policy online and leave metrics, evaluations and checkpoints in ``run_dir``.
+
+    Every draw is a function of (seed, step); a resumed run repeats the uninterrupted one bit for bit on the same hardware, because a
+    checkpoint holds networks, optimisers, replay, the executor's queues and what it takes to bring the environments back.
+
+    Args:
+        env: stepped in a thread of its own; its episodes start anew at once.
+        refiner: the method.
+        demos: demonstrations in replay form, or None.
+        config: settings.
+        run_dir: folder of the run.
+        exec_horizon: actions of a chunk that are executed before the next decision.
+        evaluate: measures a policy on held-out initial states, never the test seeds.
+        resume: continue from the newest checkpoint.
+        provenance: stored in every checkpoint. The hash of the base in it must stay the same when resuming.
+
+    Raises:
+        RefusedError: bad settings, nothing to resume, a run folder in use, a checkpoint of other nets or another base.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint is saved.
+        NonFiniteError: a loss became NaN or infinite; the batch and the state are saved.
+    """
+    folder = CheckpointFolder(Path(run_dir) / "checkpoints")
+    if resume and not folder.root.is_dir():
+        raise RefusedError(f"{run_dir} holds no run to resume: it has no folder {folder.root.name}.")
+    with ExitStack() as stack:
+        stack.enter_context(folder.locked())
+        folder.clean()
+        if folder.steps() and not resume:
+            raise RefusedError(f"{folder.root} holds checkpoints; resume it or choose another run_dir.")
+        stack.enter_context(_threads(config.threads))
+        guard = stack.enter_context(InterruptGuard())
+        pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="environments"))
+        lanes = Lanes(env, refiner.behaviour(), exec_horizon=exec_horizon, plan_steps=refiner.plan_steps, seed=config.seed)
+        loop = _Loop(refiner, lanes, demos, config, folder, provenance or {})
+        if folder.steps():
+            loop.restore(folder.path(folder.steps()[-1]))
+        return loop.run(guard, pool, evaluate)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Loop:
+    """Steps, updates, rows of metrics, evaluations, checkpoints."""
+
+    def __init__(
+        self,
+        refiner: Refiner,
+        lanes: Lanes,
+        demos: ReplayBuffer | None,
+        config: OnlineConfig,
+        folder: CheckpointFolder,
+        provenance: Mapping[str, object],
+    ) -> None:
+        self._refiner, self._lanes, self._demos, self._config = refiner, lanes, demos, config
+        self._folder, self._provenance = folder, provenance
+        self._run_dir = folder.root.parent
+        self._replay = ReplayBuffer(
+            lanes=lanes.count, capacity=config.replay_capacity, dims=lanes.field_dims(), device=lanes.device
+        )
+        self._rng = torch.Generator(device=lanes.device)
+        self._step, self._updates, self._elapsed_s = 0, 0, 0.0
+        self._sums: dict[str, Tensor] = {}
+        self._counted = 0
+        self._recent: deque[bool] = deque(maxlen=100)
+        self._episodes = 0
+        self._stepping_s, self._updating_s = 0.0, 0.0
+
+    def run(
+        self, guard: InterruptGuard, pool: ThreadPoolExecutor, evaluate: Callable[[Any], Score] | None
+    ) -> OnlineResult:
+        """Step and learn until the last step or a signal."""
+        config = self._config
+        self._writer = MetricsWriter(
+            self._run_dir, start_step=self._step, keep=lambda row: (row["step"] or 0) <= self._step, tensorboard=config.tensorboard
+        )
+        try:
+            if evaluate is not None and not self._evaluations():
+                self._evaluate(evaluate)
+            self._began_s = time.monotonic() - self._elapsed_s
+            self._logged_s, self._logged_step = time.monotonic(), self._step
+            while self._step < config.env_steps:
+                before = self._step
+                self._advance(pool)
+                self._attend(before, evaluate)
+                if guard.signal_number is not None:
+                    saved = self._save()
+                    raise Interrupted(
+                        guard.signal_number, f"Stopped by signal {guard.signal_number} at step {self._step}; saved {saved}."
+                    )
+        finally:
+            self._writer.close()
+        return OnlineResult(self._step, self._folder.path(self._step), tuple(self._evaluations()))
+
+    def _advance(self, pool: ThreadPoolExecutor) -> None:
+        """Make one control step of all lanes and, while they step, the updates that are due."""
+        began_s = time.monotonic()
+        self._lanes.decide(warmup=self._step < self._config.warmup_steps)
+        stepping = pool.submit(self._lanes.step)
+        decided_s = time.monotonic()
+        self._learn()
+        updated_s = time.monotonic()
+        outcome = stepping.result()
+        self._replay.add(**outcome.replay())
+        for success in outcome.finished:
+            self._recent.append(success)
+            self._episodes += 1
+        self._step += self._lanes.count
+        self._updating_s += updated_s - decided_s
+        self._stepping_s += time.monotonic() - updated_s + decided_s - began_s
+
+    def _learn(self) -> None:
+        config, refiner = self._config, self._refiner
+        learning_steps = self._step - config.warmup_steps
+        due = int(max(0, learning_steps) * config.utd_ratio) - self._updates
+        if due <= 0:
+            return
+        self._rng.manual_seed(int(generator(config.seed, "updates", self._step).integers(2**62)))
+        phase = Phase(actor=learning_steps >= config.critic_only_steps)
+        demo_rows = round(config.demo_fraction * config.batch_size) if self._demos is not None else 0
+        for _ in range(due):
+            batch = sample_mixed(
+                self._replay,
+                self._demos,
+                demo_rows,
+                config.batch_size,
+                steps=refiner.window_steps,
+                discount=refiner.discount,
+                rng=self._rng,
+            )
+            metrics = refiner.update(batch, self._rng, phase)
+            self._updates += 1
+            self._count(metrics)
+        self._last_batch = batch
+
+    def _count(self, metrics: Mapping[str, Tensor]) -> None:
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach().clone()
+        self._counted += 1
+
+    def _attend(self, before: int, evaluate: Callable[[Any], Score] | None) -> None:
+        config = self._config
+
+        def due(every: int) -> bool:
+            return self._step // every > before // every or self._step >= config.env_steps
+
+        if due(config.log_every):
+            self._log()
+        self._elapsed_s = time.monotonic() - self._began_s
+        if due(config.evaluate_every) and evaluate is not None:
+            self._evaluate(evaluate)
+        if due(config.checkpoint_every):
+            self._save()
+            self._folder.prune(config.keep_checkpoints)
+
+    def _log(self) -> None:
+        means = {name: float(value) / max(1, self._counted) for name, value in self._sums.items()}
+        if not np.isfinite(list(means.values())).all():
+            self._give_up(means)
+        now_s = time.monotonic()
+        row: dict[str, float] = {f"train/{name}": value for name, value in means.items()}
+        if self._recent:
+            row["train/success"] = float(np.mean(self._recent))
+        row |= {"train/episodes": float(self._episodes), "train/updates": float(self._updates)}
+        row["time/steps_per_s"] = (self._step - self._logged_step) / max(1e-9, now_s - self._logged_s)
+        row |= {"time/update_s": self._updating_s, "time/step_s": self._stepping_s}
+        self._writer.write(self._step, row)
+        self._sums, self._counted, self._updating_s, self._stepping_s = {}, 0, 0.0, 0.0
+        self._logged_s, self._logged_step = now_s, self._step
+
+    def _evaluate(self, evaluate: Callable[[Any], Score]) -> None:
+        began_s = time.monotonic()
+        score = dict(evaluate(self._refiner.policy()))
+        rows = [row for row in self._evaluations() if row["env_steps"] != self._step]  # type: ignore[call-overload]
+        row = {"env_steps": self._step, "updates": self._updates, "wall_s": round(self._elapsed_s, 1), **score}
+        rows.append(row)
+        rates = [r["successes"] / r["episodes"] for r in rows]  # type: ignore[operator]
+        row["dip_depth"] = round(max(0.0, rates[0] - min(rates)), 4)
+        write_json(self._run_dir / EVALUATIONS_FILE, {"evaluations": rows})
+        self._writer.write(self._step, {"evaluate/success": rates[-1], "evaluate/dip_depth": float(row["dip_depth"])})
+        away_s = time.monotonic() - began_s  # evaluations are not the run's time
+        if hasattr(self, "_began_s"):
+            self._began_s += away_s
+            self._logged_s += away_s
+
+    def _evaluations(self) -> list[dict[str, Any]]:
+        file = self._run_dir / EVALUATIONS_FILE
+        if not file.exists():
+            return []
+        rows = read_json(file, what="table of evaluations")["evaluations"]
+        return [row for row in rows if row["env_steps"] <= self._step]  # type: ignore[union-attr]
+
+    def _save(self) -> Path:
+        policy = self._refiner.policy()
+        weights = policy.state_dict()
+        tensors = {f"refiner/{k}": v for k, v in self._refiner.tensors().items()}
+        tensors |= {f"replay/{k}": v for k, v in self._replay.state().items()}
+        tensors |= {f"lanes/{k}": v for k, v in self._lanes.tensors().items()}
+        state: dict[str, object] = {"env_steps": self._step, "updates": self._updates, "elapsed_s": self._elapsed_s}
+        state |= {"lanes": self._lanes.state(), "recent": list(self._recent), "episodes": self._episodes}
+        state |= {"counted": self._counted}
+        contents = CheckpointContents(
+            config=policy.card() | {"provenance": dict(self._provenance)},
+            model=weights,
+            ema=weights,
+            optimizer=tensors,
+            meters=dict(self._sums),
+            state=state,
+        )
+        return self._folder.save(self._step, contents)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Continue from ``checkpoint``."""
+        saved = read_json(checkpoint / "config.json", what="checkpoint's description").get("provenance", {})
+        mine, theirs = self._provenance.get("base_hash"), saved.get("base_hash")  # type: ignore[union-attr]
+        if mine != theirs:
+            raise RefusedError(f"{checkpoint} refines the base {theirs}, this run's base is {mine}: their replay does not match.")
+        state: Any = read_json(checkpoint / STATE_FILE, what="checkpoint's state")
+        tensors = read_tensors(checkpoint / OPTIMIZER_FILE)
+        load_weights(self._refiner.policy(), checkpoint / "model.safetensors")
+        self._refiner.restore(_part(tensors, "refiner"))
+        self._replay.restore(_part(tensors, "replay"))
+        self._lanes.restore(state["lanes"], _part(tensors, "lanes"))
+        self._sums = read_tensors(checkpoint / "trainer/meters.safetensors")
+        self._step, self._updates, self._elapsed_s = int(state["env_steps"]), int(state["updates"]), float(state["elapsed_s"])
+        self._episodes, self._counted = int(state["episodes"]), int(state["counted"])
+        self._recent.extend(bool(s) for s in state["recent"])
+
+    def _give_up(self, means: Mapping[str, float]) -> None:
+        folder = self._run_dir / DIVERGED_FOLDER / f"{self._step:09d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        batch = self._last_batch
+        tensors = {**{f"fields/{k}": v for k, v in batch.fields.items()}, **{f"following/{k}": v for k, v in batch.following.items()}}
+        tensors |= {"actions": batch.actions, "returns": batch.returns, "bootstrap": batch.bootstrap}
+        save_file(to_cpu(tensors), folder / "batch.safetensors")
+        write_json(folder / "report.json", {"env_steps": self._step, "metrics": {k: repr(v) for k, v in means.items()}})
+        saved = self._save()
+        bad = sorted(name for name, value in means.items() if not np.isfinite(value))
+        raise NonFiniteError(f"Refinement diverged at step {self._step}: {bad}; batch saved in {folder}, state in {saved}.")
+
+
+def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
