@@ -1,0 +1,354 @@
+"""The only publisher of commands: executes chunks through the safety filter, at the robot's rate, until something is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from robolearn_bridge.adapters import INTERFACES, Output, TwistScale, joint_outputs, rate_outputs, twist_outputs
+from robolearn_bridge.diagnostics import report
+from robolearn_bridge.lifecycle import SafeLifecycleNode, run
+from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS, SENSOR_QOS, chunk_rows
+from robolearn_bridge.parameters import declare, read, read_choice
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, String
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from hardware import load_robot
+from robolearn.core.errors import RefusedError
+from robolearn.deploy.bundle import open_bundle
+from robolearn.deploy.chunk import Chunk
+from robolearn.deploy.codecs import decode, stamp_ns
+from robolearn.deploy.gate import CommandGate
+from robolearn.deploy.gate_config import JOINT_STATES, Command, GateConfig, GateState
+
+STOP_PATIENCE_S = 5.0
+"""Longest wait for the ramp down before the node falls silent."""
+
+
+class GateNode(SafeLifecycleNode):
+    """Wires :class:`robolearn.deploy.gate.CommandGate` to topics and clocks; every decision is made there.
+
+    The gate's clock is the steady one; header stamps (wall clock) are carried over to it by their age on arrival. In ``lockstep``
+    with a simulator its clock counts ticks instead: one per state of the robot, made when the chunk for that state has come.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("gate_node")
+        declare(self, "robot", "", "Name of the robot in hardware/.", read_only=True)
+        declare(self, "bundle", "", "Bundle whose action names and bounds are commanded; for 'rates' and 'twist'.", read_only=True)
+        declare(self, "interface", "trajectory", f"What the driver takes: {', '.join(INTERFACES)}.", read_only=True)
+        declare(self, "sync", "realtime", "'lockstep' or 'realtime'.", read_only=True)
+        declare(self, "rate_hz", 0.0, "Control rate; 0 takes the robot's, or the policy's for rates [Hz].", read_only=True)
+        declare(self, "lead_s", 0.0, "How far ahead of the clock chunks are executed: the delay to the actuators [s].", read_only=True)
+        declare(self, "policy_timeout_s", 0.25, "Silence of the policy at which the robot stops [s].", read_only=True)
+        declare(self, "estop_timeout_s", 0.5, "Silence of the e-stop's publisher at which the robot stops; 0: none [s].", read_only=True)
+        declare(self, "state_timeout_s", 0.1, "Silence of the joint states at which the robot stops [s].", read_only=True)
+        declare(self, "twist_linear_m_s", 0.0, "What a rate of 1 means for 'twist' [m/s].", read_only=True)
+        declare(self, "twist_angular_rad_s", 0.0, "What a rate of 1 means for 'twist' [rad/s].", read_only=True)
+        self._loop: threading.Thread | None = None
+
+    def configure(self) -> None:
+        """Make the gate, its topics and its services."""
+        if read(self, "use_sim_time"):
+            raise RefusedError("use_sim_time=true: the gate runs on the steady clock, and a stopped /clock must not stop it.")
+        self._lockstep = read_choice(self, "sync", ("lockstep", "realtime")) == "lockstep"
+        self._gate, outputs = self._make_gate(read_choice(self, "interface", INTERFACES))
+        self._period_s = 1 / self._gate.limits.control_rate_hz
+        self._lock = threading.Lock()
+        self._ticks, self._pending_ns, self._pending_at = 0, 0, 0.0
+        self._early: tuple[int, Chunk | None] = (0, None)
+        self._tick_errors_s: deque[float] = deque(maxlen=5000)
+        self._problem, self._faulted, self._shown = "", 0, ("", "")
+        self._outputs: list[tuple[Output, Any]] = [
+            (o, self.create_lifecycle_publisher(o.message_type, o.topic, COMMAND_QOS)) for o in outputs
+        ]
+        self._status = self.create_publisher(String, "~/state", LATCHED_QOS)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", COMMAND_QOS)
+        self._heard = [
+            self.create_subscription(JointState, "joint_states", self.guarded(self._on_state, "joint_states"), SENSOR_QOS),
+            self.create_subscription(JointTrajectory, "policy/chunk", self.guarded(self._on_chunk, "policy/chunk"), COMMAND_QOS),
+            self.create_subscription(JointTrajectory, "teleop/chunk", self.guarded(self._on_chunk, "teleop/chunk"), COMMAND_QOS),
+            self.create_subscription(Bool, "e_stop", self.guarded(self._on_estop, "e_stop"), COMMAND_QOS),
+        ]
+        self._offered = [
+            self.create_service(SetBool, "~/arm", self.guarded(self._on_arm, "arm")),
+            self.create_service(Trigger, "~/reset", self.guarded(self._on_reset, "reset")),
+            self.create_service(Trigger, "~/stop", self.guarded(self._on_stop, "stop")),
+            self.create_service(Trigger, "~/release", self.guarded(self._on_release, "release")),
+        ]
+        self._timer = self.create_timer(1.0, self.guarded(self._report, "diagnostics"))
+
+    def _make_gate(self, interface: str) -> tuple[CommandGate, list[Output]]:
+        estop = read(self, "estop_timeout_s")
+        config = GateConfig(
+            policy_timeout_s=read(self, "policy_timeout_s"),
+            stream_timeouts_s={JOINT_STATES: read(self, "state_timeout_s")},
+            estop_timeout_s=estop or None,
+        )
+        rate = read(self, "rate_hz")
+        self._spec = load_robot(read(self, "robot"))
+        if interface in ("rates", "twist"):
+            bundle = open_bundle(Path(read(self, "bundle")))
+            bundle.require_robot(self._spec.name)
+            gate = CommandGate.for_spaces(bundle.spaces, config, control_rate_hz=rate or None)
+            if interface == "rates":
+                return gate, rate_outputs(gate.names)
+            scale = TwistScale(read(self, "twist_linear_m_s"), read(self, "twist_angular_rad_s"), self._spec.base_frame)
+            return gate, twist_outputs(gate.names, scale)
+        if rate and rate != self._spec.control_rate_hz:
+            raise RefusedError(f"rate_hz={rate}: the limits of {self._spec.name} are for {self._spec.control_rate_hz} Hz.")
+        return CommandGate.for_robot(self._spec, config), joint_outputs(self._spec, interface)
+
+    def activate(self) -> None:
+        """Start the control loop; the gate stays latched, and a dry run until it is armed."""
+        self._require_alone()
+        self._closing = threading.Event()
+        target = self._watch_lockstep if self._lockstep else self._run_loop
+        self._loop = threading.Thread(target=target, name="control loop")
+        self._loop.start()
+
+    def deactivate(self) -> None:
+        """Ramp down; the safe command is the last one on the wire."""
+        if self._loop is None:
+            return
+        with self._lock:
+            self._gate.stop("deactivated", now_s=self._now_s())
+        deadline = time.monotonic() + STOP_PATIENCE_S
+        while self._gate.state is not GateState.LATCHED and time.monotonic() < deadline:
+            if self._lockstep:
+                self._tick_lockstep(publish=True)
+            time.sleep(self._period_s)
+        self._closing.set()
+        self._loop.join()
+        self._loop = None
+        self._send(self._tick())
+
+    def cleanup(self) -> None:
+        """Remove topics and services."""
+        self.stop()
+        for _, publisher in self._outputs:
+            self.destroy_lifecycle_publisher(publisher)
+        for publisher in (self._status, self._diagnostics):
+            self.destroy_publisher(publisher)
+        for subscription in self._heard:
+            self.destroy_subscription(subscription)
+        for service in self._offered:
+            self.destroy_service(service)
+        self.destroy_timer(self._timer)
+
+    def stop(self) -> None:
+        """See :meth:`deactivate`."""
+        self.deactivate()
+
+    def fault(self, where: str, error: BaseException) -> None:
+        """A refused message is not used; any other exception is a defect of ours, and stops the robot."""
+        self._problem, self._faulted = f"{where}: {error}", self._faulted + 1
+        if not isinstance(error, RefusedError) and self._loop is not None:
+            with self._lock:
+                self._gate.stop(f"exception in {where}", now_s=self._now_s())
+
+    # ---- time ----------------------------------------------------------------------------------------------------------------
+
+    def _now_s(self) -> float:
+        return self._ticks * self._period_s if self._lockstep else time.monotonic()
+
+    def _steady_s(self, stamp: int) -> float:
+        """Return a wall-clock stamp on the gate's clock: its age now, before now."""
+        return time.monotonic() - (time.time_ns() - stamp) / 1e9
+
+    # ---- what comes in -------------------------------------------------------------------------------------------------------
+
+    def _on_state(self, message: JointState) -> None:
+        position = decode("joint_state", message, self._spec.joints)["position"]
+        stamp = stamp_ns(message)
+        if not self._lockstep:
+            with self._lock:
+                self._gate.on_measured(position, stamp_s=self._steady_s(stamp), now_s=time.monotonic())
+            return
+        with self._lock:
+            self._pending_ns, self._pending_at = stamp, time.monotonic()
+            self._gate.on_measured(position, stamp_s=self._now_s(), now_s=self._now_s())
+        # A gate that runs ticks when the chunk for this state has come; otherwise it only keeps its clock.
+        if self._loop is not None and self._gate.state is not GateState.RUNNING:
+            self._tick_lockstep(publish=self._gate.state not in (GateState.READY, GateState.LATCHED))
+        self._answer_state()
+
+    def _on_chunk(self, message: JointTrajectory) -> None:
+        if self._loop is None:
+            return
+        values, times = chunk_rows(message, self._gate.names)
+        step_s = float(times[1]) / 1e9 if len(times) > 1 else self._period_s
+        tag = json.loads(message.header.frame_id or "{}")
+        source, novelty = str(tag.get("source", "")), tag.get("novelty")
+        stamp = stamp_ns(message)
+        if self._lockstep:
+            self._early = (stamp, Chunk(self._gate.names, values, 0.0, step_s, source, novelty))
+            self._answer_state()
+            return
+        with self._lock:
+            stamp_s = self._steady_s(stamp) - read(self, "lead_s")
+            chunk = Chunk(self._gate.names, values, stamp_s, step_s, source, novelty)
+            self._refused(self._gate.on_chunk(chunk, now_s=time.monotonic()))
+
+    def _answer_state(self) -> None:
+        """In lockstep: tick with the chunk that was made for the robot's present state, whichever of the two came first."""
+        with self._lock:
+            stamp, chunk = self._early
+            if chunk is None or stamp != self._pending_ns:
+                return
+            self._early = (0, None)
+            self._ticks += 1
+            self._gate.on_measured(np.zeros(0), stamp_s=self._now_s(), now_s=self._now_s())
+            self._refused(self._gate.on_chunk(replace(chunk, stamp_s=self._now_s()), now_s=self._now_s()))
+            command = self._gate.tick(self._now_s())
+        self._send(command, stamp)
+
+    def _refused(self, reason: str) -> None:
+        if reason:
+            self._problem = f"chunk refused: {reason}"
+
+    def _on_estop(self, message: Bool) -> None:
+        with self._lock:
+            self._gate.on_estop(message.data, now_s=self._now_s())
+        if message.data and self._loop is not None and not self._lockstep:
+            self._send(self._tick())
+
+    def _on_arm(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        with self._lock:
+            if request.data:
+                self._gate.arm()
+            else:
+                self._gate.disarm(now_s=self._now_s())
+        response.success = True
+        return response
+
+    def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        with self._lock:
+            self._gate.reset(now_s=self._now_s())
+        response.success = True
+        return response
+
+    def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        with self._lock:
+            self._gate.stop("operator", now_s=self._now_s())
+        response.success = True
+        return response
+
+    def _on_release(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        with self._lock:
+            self._gate.release(now_s=self._now_s())
+        response.success = True
+        return response
+
+    # ---- the control loop ----------------------------------------------------------------------------------------------------
+
+    def _run_loop(self) -> None:
+        """Tick on absolute deadlines of the steady clock, so that lateness does not add up."""
+        start, tick = time.monotonic(), 0
+        while not self._closing.is_set():
+            tick += 1
+            wait = start + tick * self._period_s - time.monotonic()
+            if wait > 0:
+                time.sleep(wait)
+            self._tick_errors_s.append(time.monotonic() - start - tick * self._period_s)
+            try:
+                self._send(self._tick())
+            except Exception as error:
+                self.fault("control loop", error)
+            if wait < -1.0:
+                start, tick = time.monotonic(), 0
+
+    def _watch_lockstep(self) -> None:
+        """Stop when the simulator or the policy has been silent, by the steady clock: ticks cannot tell."""
+        patience = max(read(self, "policy_timeout_s"), read(self, "state_timeout_s"))
+        while not self._closing.wait(patience / 5):
+            silent = time.monotonic() - self._pending_at > patience
+            if silent and self._gate.state is GateState.RUNNING:
+                with self._lock:
+                    self._gate.stop("silent", now_s=self._now_s())
+                self._tick_lockstep(publish=True)
+
+    def _tick(self) -> Command:
+        with self._lock:
+            return self._gate.tick(self._now_s())
+
+    def _tick_lockstep(self, *, publish: bool) -> None:
+        with self._lock:
+            self._ticks += 1
+            self._gate.on_measured(np.zeros(0), stamp_s=self._now_s(), now_s=self._now_s())
+            command, stamp = self._gate.tick(self._now_s()), self._pending_ns
+        if publish:
+            self._send(command, stamp)
+        else:
+            self._show(command)
+
+    def _send(self, command: Command, stamp: int | None = None) -> None:
+        if command.send and np.isfinite(command.position).all():
+            at = time.time_ns() if stamp is None else stamp
+            for output, publisher in self._outputs:
+                publisher.publish(output.make(command, at))
+        self._show(command)
+
+    def _show(self, command: Command) -> None:
+        shown = (str(command.state), command.reason)
+        if shown != self._shown:
+            self._shown = shown
+            self._status.publish(String(data=json.dumps({"state": shown[0], "reason": shown[1], "sending": command.send})))
+
+    # ---- watching ------------------------------------------------------------------------------------------------------------
+
+    def _others(self) -> list[str]:
+        """Return the other nodes that publish on this robot's command topics."""
+        own = self.get_fully_qualified_name()
+        found = []
+        for _, publisher in self._outputs:
+            infos = self.get_publishers_info_by_topic(publisher.topic_name)
+            names = [f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos]
+            if own in names:
+                names.remove(own)  # once: a second one is another gate of the same name
+            found += [f"{name} on {publisher.topic_name}" for name in names]
+        return found
+
+    def _require_alone(self) -> None:
+        time.sleep(0.3)  # discovery: others announce themselves within this time on one machine or LAN
+        others = self._others()
+        if others:
+            raise RefusedError(f"Another node commands this robot: {', '.join(others)}.")
+
+    def _report(self) -> None:
+        others = self._others()
+        if others and self._gate.state is not GateState.LATCHED:
+            with self._lock:
+                self._gate.stop("second_commander", now_s=self._now_s())
+        errors = np.array(self._tick_errors_s)
+        with self._lock:
+            values: dict[str, object] = {
+                "state": str(self._gate.state),
+                "loop lateness p50 [ms]": float(np.quantile(errors, 0.5)) * 1e3 if errors.size else float("nan"),
+                "loop lateness p99 [ms]": float(np.quantile(errors, 0.99)) * 1e3 if errors.size else float("nan"),
+                "faults": self._faulted,
+                **dict(self._gate.counts),
+                **{f"filtered: {kind}": n for kind, n in self._gate.filter_counts.items()},
+            }
+        problem = f"another node commands this robot: {others}" if others else self._problem
+        self._problem = ""
+        self._diagnostics.publish(report(self, problem, values))
+
+
+def main() -> int:
+    """Run the node."""
+    return run(GateNode)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""Declared parameters: typed, described, and read with the parameter's name in every refusal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.node import Node
+
+from robolearn.core.errors import RefusedError, nearest
+
+
+def declare(node: Node, name: str, default: Any, description: str, *, read_only: bool = False) -> None:
+    """Declare a parameter of the default's type."""
+    node.declare_parameter(name, default, ParameterDescriptor(description=description, read_only=read_only))
+
+
+def read(node: Node, name: str) -> Any:
+    """Return a parameter's value."""
+    return node.get_parameter(name).value
+
+
+def read_choice(node: Node, name: str, allowed: tuple[str, ...]) -> str:
+    """Return a parameter that must be one of ``allowed``.
+
+    Raises:
+        RefusedError: it is not.
+    """
+    value = read(node, name)
+    if value not in allowed:
+        raise RefusedError(f"Parameter {name}={value!r}. {nearest(str(value), allowed)}")
+    return str(value)

@@ -1,0 +1,218 @@
+"""Sensor streams in, stamped chunks of actions out; never commands the robot itself."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from robolearn_bridge.diagnostics import report
+from robolearn_bridge.lifecycle import SafeLifecycleNode, run
+from robolearn_bridge.messages import COMMAND_QOS, SENSOR_QOS, chunk_message, message_class
+from robolearn_bridge.parameters import declare, read
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from robolearn.core.errors import RefusedError
+from robolearn.core.seeding import generator
+from robolearn.deploy.bundle import open_bundle
+from robolearn.deploy.codecs import decode, stamp_ns
+from robolearn.deploy.engine import Engine
+from robolearn.deploy.streams import Frame, Resampler, StreamsNotReadyError
+
+
+class PolicyNode(SafeLifecycleNode):
+    """Runs the policy of a bundle on the robot's streams.
+
+    Subscriptions only copy samples into the resampler; decisions are made in a worker thread. A frame that lacks a stream, or has
+    one that is too old, gives no chunk: the gate then finds the policy silent and stops.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("policy_node")
+        declare(self, "bundle", "", "Folder of the bundle.", read_only=True)
+        declare(self, "robot", "", "Name of the robot at hand; must be the bundle's.", read_only=True)
+        declare(self, "device", "cpu", "Torch device.", read_only=True)
+        declare(self, "threads", 1, "Torch threads.", read_only=True)
+        declare(self, "episode_seed", 0, "Seeds the policy's randomness at the next reset.")
+        self._worker: threading.Thread | None = None
+
+    def configure(self) -> None:
+        """Load the bundle, decide once as a warm-up, subscribe."""
+        import torch
+
+        from robolearn.policies.loading import load_policy
+
+        torch.set_num_threads(read(self, "threads"))
+        self._bundle = open_bundle(Path(read(self, "bundle")))
+        self._bundle.require_robot(read(self, "robot"))
+        spaces, contract = self._bundle.spaces, self._bundle.contract
+        policy = load_policy(self._bundle.policy, read(self, "device"), spaces=spaces)
+        self._engine = Engine(policy, self._bundle.executor, clock=time.perf_counter)
+        warm_up_s = self._engine.warm_up()
+        self.get_logger().info(f"bundle {self._bundle.name}: warm-up {warm_up_s * 1e3:.0f} ms")
+        self._period_ns = round(1e9 / spaces.control_rate_hz)
+        self._resampler = Resampler(contract, spaces)
+        # Two locks: samples must go on arriving while a decision is made.
+        self._wake, self._engine_lock = threading.Condition(), threading.Lock()
+        self._acting = self._closing = False
+        self._pending: Frame | None = None
+        self._episode = 0
+        self._counts = {"chunks": 0, "frames_skipped": 0, "frames_refused": 0, "samples_refused": 0}
+        self._last_refusal = ""
+        self._chunks = self.create_lifecycle_publisher(JointTrajectory, "policy/chunk", COMMAND_QOS)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", COMMAND_QOS)
+        self._inputs = [
+            self.create_subscription(
+                message_class(contract.streams[name].kind),
+                contract.streams[name].topic,
+                self.guarded(partial(self._on_sample, name), f"stream {name}"),
+                SENSOR_QOS,
+            )
+            for name in self._resampler.streams
+        ]
+        self._offered = [
+            self.create_service(Trigger, f"~/{name}", self.guarded(call, name))
+            for name, call in (("reset", self._on_reset), ("start", self._on_start), ("stop", self._on_stop))
+        ]
+        self._timer = self.create_timer(1.0, self.guarded(self._report, "diagnostics"))
+        self._reset_engine()
+        self._worker = threading.Thread(target=self._work, name="policy")
+        self._worker.start()
+
+    def deactivate(self) -> None:
+        """Stop deciding."""
+        self._set_acting(False)
+
+    def cleanup(self) -> None:
+        """Unload."""
+        self.stop()
+        for subscription in self._inputs:
+            self.destroy_subscription(subscription)
+        for service in self._offered:
+            self.destroy_service(service)
+        self.destroy_timer(self._timer)
+        self.destroy_lifecycle_publisher(self._chunks)
+        self.destroy_publisher(self._diagnostics)
+
+    def stop(self) -> None:
+        """End the worker."""
+        if self._worker is None:
+            return
+        with self._wake:
+            self._acting, self._closing = False, True
+            self._wake.notify()
+        self._worker.join()
+        self._worker = None
+
+    def fault(self, where: str, error: BaseException) -> None:
+        """A bad message is not used; the stream grows stale if it goes on."""
+        self._counts["samples_refused"] += 1
+        self._last_refusal = f"{where}: {error}"
+
+    def _on_sample(self, stream: str, message: Any) -> None:
+        spec = self._bundle.contract.streams[stream]
+        sample = decode(spec.kind, message, spec.names)
+        received = time.time_ns()
+        with self._wake:
+            self._resampler.push(stream, sample, stamp_ns=stamp_ns(message), received_ns=received)
+            if not self._acting:
+                return
+            try:
+                frame = self._resampler.take()
+            except StreamsNotReadyError as error:
+                self._counts["frames_refused"] += 1
+                self._last_refusal = str(error)
+                return
+            if frame is not None:
+                self._counts["frames_skipped"] += self._pending is not None
+                self._pending = frame
+                self._wake.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                while self._pending is None and not self._closing:
+                    self._wake.wait()
+                if self._closing:
+                    return
+                frame, episode = self._pending, self._episode
+                self._pending = None
+            self._decide(frame, episode)
+
+    def _decide(self, frame: Frame, episode: int) -> None:
+        """Publish the chunk of one frame, unless the episode or the permission to act is over by then."""
+        with self._engine_lock:
+            if episode != self._episode:
+                return
+            try:
+                rows = self._engine.act(frame.observation)
+            except RefusedError as error:
+                self._counts["frames_refused"] += 1
+                self._last_refusal = str(error)
+                return
+        if not self._acting or episode != self._episode:
+            return
+        source = json.dumps({"source": "policy"})
+        names = self._bundle.spaces.action.names
+        self._chunks.publish(chunk_message(rows, names, stamp_ns=frame.at_ns, period_ns=self._period_ns, source=source))
+        self._counts["chunks"] += 1
+
+    def _reset_engine(self) -> None:
+        with self._engine_lock, self._wake:
+            self._episode += 1
+            self._pending = None
+            self._resampler.reset()
+            self._engine.reset(generator(self._bundle.policy_seed, "episode", int(read(self, "episode_seed"))))
+
+    def _set_acting(self, acting: bool) -> None:
+        with self._wake:
+            self._acting, self._pending = acting, None
+
+    def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._acting:
+            raise RefusedError("The policy is acting; stop it before it is reset.")
+        self._reset_engine()
+        response.success = True
+        return response
+
+    def _on_start(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._state_machine.current_state[1] != "active":
+            raise RefusedError(f"The policy node is {self._state_machine.current_state[1]}; activate it first.")
+        self._set_acting(True)
+        response.success = True
+        return response
+
+    def _on_stop(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._set_acting(False)
+        response.success = True
+        return response
+
+    def _report(self) -> None:
+        ages = self._resampler.ages_s(time.time_ns())
+        values = {
+            "bundle": self._bundle.name,
+            "acting": self._acting,
+            "decision p50 [ms]": self._engine.latency_s(0.5) * 1e3,
+            "decision p99 [ms]": self._engine.latency_s(0.99) * 1e3,
+            **self._counts,
+            **{f"age of {name} [s]": age for name, age in ages.items()},
+            **{f"dropped of {name}": count for name, count in self._resampler.dropped.items()},
+        }
+        problem = self._last_refusal
+        self._last_refusal = ""
+        self._diagnostics.publish(report(self, problem, values))
+
+
+def main() -> int:
+    """Run the node."""
+    return run(PolicyNode)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
