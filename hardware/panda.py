@@ -40,7 +40,7 @@ SPEC = RobotSpec(
         low=(-0.2, -0.75, 0.0),
         high=(0.85, 0.75, 1.0),
         source="chosen: in front of the base, above its mounting plane, inside the 0.855 m reach of the data sheet",
-        collision_pairs=(("link5", "link0"), ("link7", "link0"), ("right_hand", "link0"), ("right_hand", "link2")),
+        collision_pairs=(("link5", "link0"), ("right_hand", "link0"), ("right_hand", "link2")),
     ),
     grippers=(
         GripperSpec(
@@ -48,7 +48,7 @@ SPEC = RobotSpec(
             open=0.04,
             closed=0.0,
             unit="m",
-            max_velocity=0.1,
+            max_velocity=0.05,
             source="Franka Hand manual: 80 mm stroke of both fingers, 50 mm/s a finger (the driver takes a finger's position)",
         ),
     ),

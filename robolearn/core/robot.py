@@ -87,13 +87,15 @@ class Workspace:
     """Pairs of bodies of the kinematic model that must keep ``min_distance_m``."""
     min_distance_m: float = 0.02
     """Smallest allowed distance between the bodies of a pair [m]."""
+    margin_m: float = 0.01
+    """Kept from the box and added to that distance while moving: the way to rest is looked at in steps [m]."""
 
     def __post_init__(self) -> None:
         low, high = np.asarray(self.low, float), np.asarray(self.high, float)
         if low.shape != (3,) or high.shape != (3,) or not (low < high).all():
             raise RefusedError(f"The workspace box needs low < high in x, y and z, got {self.low} and {self.high}.")
-        if not (np.isfinite(self.min_distance_m) and self.min_distance_m >= 0):
-            raise RefusedError(f"min_distance_m={self.min_distance_m} must be finite and not negative.")
+        if not (np.isfinite(self.min_distance_m + self.margin_m) and min(self.min_distance_m, self.margin_m) >= 0):
+            raise RefusedError(f"min_distance_m={self.min_distance_m}, margin_m={self.margin_m} must be finite, not negative.")
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,15 @@ class Track:
     phase_s: float
     """Time on the chunk, from its observation on [s]; runs slower than the clock while the gate slows a novel situation down."""
     anchor: Array | None
-    """(a,) where the way to row 0 begins; None for rates, which are held for their step instead of interpolated."""
+    """(a,) where the target is when the chunk is accepted; None for rates, which are held for their step, not interpolated."""
+
+    def __post_init__(self) -> None:
+        self._begun_s = self.phase_s
+
+    @property
+    def row(self) -> int:
+        """The row whose step it is; the last one once all are over."""
+        return min(max(int(self.phase_s / self.step_s), 0), len(self.values) - 1)
 
     @property
     def ended(self) -> bool:
@@ -68,11 +76,15 @@ class Track:
         return self.phase_s >= len(self.values) * self.step_s
 
     def target(self) -> Array:
-        """Return what the chunk asks for (a,) now: row k is reached linearly at k+1 steps, or held for its step if a rate."""
-        u = self.phase_s / self.step_s
+        """Return what the chunk asks for (a,) now: row k is reached linearly at k+1 steps, or held for its step if a rate.
+
+        The way to the first row that is still ahead begins at the anchor, so a new chunk never makes the target jump.
+        """
+        row = self.row
         if self.anchor is None:
-            return self.values[min(max(int(u), 0), len(self.values) - 1)]
-        points = np.concatenate([self.anchor[None], self.values])
-        k = min(max(int(u), 0), len(self.values) - 1)
-        part = min(max(u - k, 0.0), 1.0)
-        return points[k] + part * (points[k + 1] - points[k])
+            return self.values[row]
+        end_s = (row + 1) * self.step_s
+        behind = self._begun_s >= end_s - self.step_s
+        start, start_s = (self.anchor, self._begun_s) if behind else (self.values[row - 1], end_s - self.step_s)
+        part = min(max((self.phase_s - start_s) / max(end_s - start_s, 1e-9), 0.0), 1.0)
+        return start + part * (self.values[row] - start)

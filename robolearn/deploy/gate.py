@@ -299,8 +299,9 @@ class CommandGate:
             self._novelty = np.inf
             self._fault("novelty", now_s, hard=False)
             raise RefusedError(f"novelty: {chunk.novelty}; allowed below {config.novelty_stop}.")
-        track = Track(values, chunk.step_s, max(age_s, 0.0), self._command.copy() if self._n else None)
-        jump = np.abs(track.target() - self._command)[: self._n].max(initial=0.0)
+        anchor = self._track.target() if self._track else self._command.copy()
+        track = Track(values, chunk.step_s, max(age_s, 0.0), anchor if self._n else None)
+        jump = np.abs(values[track.row] - self._command)[: self._n].max(initial=0.0)
         if self._state is not GateState.RUNNING and jump > config.start_tolerance:
             raise RefusedError(f"start_tolerance: begins {jump:.3f} rad away; allowed {config.start_tolerance}.")
         self._track, self._source, self._chunk_s, self._stamp_s = track, chunk.source, now_s, chunk.stamp_s
@@ -379,9 +380,8 @@ class CommandGate:
         return bool((np.abs(position - self._measured) <= self._config.start_tolerance).all())
 
     def _rest_of(self, held: Array) -> Array:
-        """Return where the elements without a measurement begin: as they were, else at rest or in the middle of their bounds."""
-        middle = np.where(np.isfinite(self._low + self._high), (self._low + self._high) / 2, 0.0)
-        rest = np.where(np.isfinite(self._rest), self._rest, middle)
+        """Return where the elements without a measurement begin: as they were, at rest, or near 0."""
+        rest = np.where(np.isfinite(self._rest), self._rest, np.clip(0.0, self._low, self._high))
         return np.where(np.isfinite(held), held, rest)[self._n :]
 
     def _speed(self) -> float:

@@ -31,6 +31,8 @@ type Guard = Callable[[Array], Array]
 
 _CANDIDATES = 17
 """Accelerations tried per tick when a command cannot be followed exactly."""
+_GUARD_STEP_S = 0.05
+"""Time between the places on the way to rest that a guard is asked about."""
 
 
 class SafetyFilter:
@@ -65,7 +67,6 @@ class SafetyFilter:
         self._on_target: Array = np.zeros(self._shape, bool)
         self._plan = plan_stop(np.zeros(self._shape), np.zeros(self._shape), self._tick)
         self._plan_step = np.zeros(self._shape)
-        self._plan_end: Array = np.full(self._shape, np.nan)
         self._counts = {kind: np.zeros(num_rows, np.int64) for kind in KINDS}
 
     @property
@@ -191,10 +192,9 @@ class SafetyFilter:
         if self._guard is not None or not found.all():
             planned, at_rest = self._plan.at(self._plan_step + 1, tick)
             coasted = np.where(at_rest, p, p + v + planned)
-            if self._guard is not None:
-                found = found & self._allowed(
-                    np.where(found, moved, coasted), np.where(found, moved + plan.displacement, self._plan_end)
-                )
+            if self._guard is not None and found.any():
+                next_position = np.where(found, moved, coasted)
+                found = found & self._allowed(next_position, plan, found)
                 follow = follow & found
             moved = np.where(found, moved, coasted)
         self._position = np.clip(np.where(follow, target, moved), self._low, self._high)
@@ -208,10 +208,23 @@ class SafetyFilter:
         self._on_target = ~hold & (self._position == target)
         return self._position.copy()
 
-    def _allowed(self, moved: Array, end: Array) -> Array:
-        """Return (b, 1) bool: the guard allows the next position, where its stop plan ends, and three places between."""
+    def _allowed(self, moved: Array, plan: StopPlan, found: Array) -> Array:
+        """Return (b, 1) bool: the guard allows the next positions (b, a) and the way to rest from there.
+
+        Elements in ``found`` would brake by the new ``plan``, the others by the one that they follow already. The way is looked
+        at every ``_GUARD_STEP_S``; what it can deviate in between is the guard's margin to keep.
+        """
         assert self._guard is not None
-        allowed = self._guard(moved + (end - moved) * np.linspace(0, 1, 5)[:, None, None])
+        left = np.where(
+            found, plan.ramp_steps + plan.pulse_steps, self._plan.ramp_steps + self._plan.pulse_steps - self._plan_step
+        )
+        step = np.arange(1, max(int(left.max()), 1) + 1)[:, None, None]
+        new, _ = plan.at(step, self._tick)
+        old, _ = self._plan.at(self._plan_step + 1 + step, self._tick)
+        velocity = moved - self._position + np.cumsum(np.where(found, new, old), axis=0)
+        way = moved + np.cumsum(np.where(step <= left, velocity, 0), axis=0)
+        every = max(int(_GUARD_STEP_S * self._limits.control_rate_hz), 1)
+        allowed = self._guard(np.concatenate([moved[None], way[every - 1 :: every], way[-1:]]))
         self._counts["guard"] += ~allowed
         return allowed[:, None]
 
@@ -254,7 +267,6 @@ class SafetyFilter:
         for name, old in vars(self._plan).items():
             np.copyto(old, getattr(plan, name), where=where)
         self._plan_step[where] = 0
-        np.copyto(self._plan_end, self._position + plan.displacement, where=where)
 
     def _stale(self, kind: str, limit_s: float | None, now_s: float, stamp_s: Array | float | None) -> Array:
         """Return which rows (b,) are too old, and count them; an age that is not a number is too old."""
