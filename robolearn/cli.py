@@ -108,6 +108,17 @@ def quickstart(
 
 
 @app.command()
+def deploy(
+    recipe: Annotated[Path, typer.Argument(help="Deployment recipe, such as configs/panda_lift_sim.yaml.")],
+    overrides: OverridesArgument = None,
+) -> None:
+    """Bundle a policy, run it over ROS 2 on a simulated robot, and compare it with the direct evaluator."""
+    from robolearn.commands.deploy import deploy
+
+    deploy(recipe, overrides or [])
+
+
+@app.command()
 def tasks() -> None:
     """List the tasks, their fidelities and what they offer."""
     from robolearn.commands.tasks import tasks

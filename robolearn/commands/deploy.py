@@ -1,0 +1,222 @@
+"""``robolearn deploy``: bundle a policy, run it over ROS 2 in real processes, and compare it with the direct evaluator."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from hardware import load_robot
+from robolearn.commands.collect import collect_demonstrations
+from robolearn.commands.evaluate import evaluate_policy
+from robolearn.commands.policy_reference import run_folder
+from robolearn.commands.recipe import Recipe, load_recipe
+from robolearn.commands.simulation import make_recipe_env
+from robolearn.commands.train import RECIPE_FILE, train_recipe
+from robolearn.core.config import load
+from robolearn.core.errors import RefusedError
+from robolearn.core.run import create_run_dir, read_json, write_json
+from robolearn.core.seeding import TEST_SEED_BLOCK
+from robolearn.core.types import Spaces
+from robolearn.deploy.bundle import Bundle, BundleParts, write_bundle
+from robolearn.deploy.contracts import contract_from_names
+from robolearn.deploy.executor import ExecutorConfig
+from robolearn.deploy.launch_file import read_launch_file
+from robolearn.deploy.launcher import Launched, WorkspacePackages
+from robolearn.evaluate.compare import Comparison, compare
+from robolearn.evaluate.result import EpisodeResult, EvaluationResult
+from robolearn.train.checkpoint import find_checkpoint
+
+WORKSPACE = Path(__file__).resolve().parents[2] / "ros_ws" / "src"
+BRINGUP = "robolearn_bringup"
+
+
+@dataclass(frozen=True)
+class DeployRecipe:
+    """A policy on a simulated robot, over ROS 2."""
+
+    run_dir: str = "runs/{recipe}"
+    """Folder of the bundle, the logs and the results; ``{recipe}`` stands for the recipe file's stem."""
+    train: str = "configs/lift_diffusion.yaml"
+    """Recipe of the policy: its run is deployed, and made first if it does not exist."""
+    policy: str = ""
+    """Run or checkpoint folder to deploy instead of that run."""
+    robot: str = "panda"
+    """File in ``hardware/``."""
+    interface: str = "rates"
+    """What the robot takes; ``rates`` are the task's own pose deltas."""
+    launch: str = "policy.launch.xml"
+    """Launch file of robolearn_bringup."""
+    sync: str = "lockstep"
+    """``lockstep``: the simulator waits for each command, so no delay is added; ``realtime``: it does not."""
+    command_delay_ms: float = 0.0
+    """In real time: delay added to every command [ms]."""
+    lead_s: float = 0.0
+    """In real time: how far ahead of the clock the gate executes chunks [s]."""
+    rate_hz: float = 0.0
+    """Control rate of the gate; 0 takes the policy's [Hz]."""
+    policy_timeout_s: float = 0.5
+    """Silence of the policy at which the gate stops [s]."""
+    exec_horizon: int = 8
+    """Actions of a chunk that are executed before the next decision."""
+    episodes: int = 50
+    """Episodes, each from its own initial state, run both over ROS and by the direct evaluator."""
+    seed: int = 0
+    """Offset into the block of test seeds."""
+    alpha: float = 0.05
+    """Error rate of the comparison."""
+
+
+def load_deployment(file: Path, overrides: list[str]) -> DeployRecipe:
+    """Read a deployment recipe and fill the placeholder of its run folder."""
+    recipe = load(DeployRecipe, file=file, overrides=overrides)
+    if recipe.episodes < 1:
+        raise RefusedError(f"{file}: episodes={recipe.episodes} must be at least 1.")
+    return replace(recipe, run_dir=recipe.run_dir.format(recipe=file.stem))
+
+
+def deploy(file: Path, overrides: list[str]) -> None:
+    """Train if needed, bundle, run over ROS 2 and directly on the same seeds; print both and their paired difference.
+
+    Raises:
+        RefusedError: a recipe, policy or robot does not fit, or a node failed.
+    """
+    console = Console()
+    settings = load_deployment(file, overrides)
+    checkpoint = _checkpoint(settings, console)
+    training = load_recipe((run_folder(checkpoint) or checkpoint) / RECIPE_FILE, [])
+    folder = create_run_dir(Path(settings.run_dir))
+    bundle = make_bundle(folder / "bundle", checkpoint, settings, task=training.env.task)
+    judged = _judged(training, settings)
+    env = make_recipe_env(judged)
+    try:
+        direct = evaluate_policy(str(checkpoint), env, judged, console=console, name="direct")
+    finally:
+        env.close()
+    console.print(f"{settings.episodes} episodes over ROS 2 ({settings.sync}) ...")
+    begin = time.monotonic()
+    episodes = run_over_ros(bundle, settings, training, folder)
+    results = [direct, _result(direct, episodes, f"over ROS 2, {settings.sync}", time.monotonic() - begin)]
+    comparison = compare(results, alpha=settings.alpha)
+    write_json(folder / "deployment.json", {"episodes": episodes, "comparison": comparison.to_json()})
+    _print(comparison, episodes, console)
+
+
+def make_bundle(folder: Path, checkpoint: Path, settings: DeployRecipe, *, task: str) -> Bundle:
+    """Write the bundle of a checkpoint for a robot whose simulated twin publishes by the names of its observations."""
+    spec = load_robot(settings.robot)
+    spaces = Spaces.from_json(read_json(checkpoint / "config.json", what="policy checkpoint's description")["spaces"])  # type: ignore[arg-type]
+    fingers = tuple(f"{spec.name}_finger_joint{i}" for i in (1, 2))
+    contract = contract_from_names(spaces, arm_joints=spec.joints, finger_joints=fingers)
+    bundle = write_bundle(folder, BundleParts(checkpoint, contract, ExecutorConfig(settings.exec_horizon), task))
+    bundle.require_robot(spec.name)
+    return bundle
+
+
+def run_over_ros(bundle: Bundle, settings: DeployRecipe, training: Recipe, folder: Path) -> list[dict[str, object]]:
+    """Start the launch file's processes, run every episode and return the supervisor's record of each."""
+    results = folder / "episodes.json"
+    seeds = [TEST_SEED_BLOCK + settings.seed + i for i in range(settings.episodes)]
+    arguments = {
+        "robot": settings.robot,
+        "bundle": str(bundle.folder.resolve()),
+        "interface": settings.interface,
+        "sim": "true",
+        "supervise": "true",
+        "task": training.env.task,
+        "fidelity": training.env.fidelity or "",
+        "sync": settings.sync,
+        "command_delay_ms": str(settings.command_delay_ms),
+        "lead_s": str(settings.lead_s),
+        "rate_hz": str(settings.rate_hz),
+        "policy_timeout_s": str(settings.policy_timeout_s),
+        "seeds": json.dumps(seeds),
+        "results": str(results.resolve()),
+    }
+    packages = WorkspacePackages(WORKSPACE)
+    environ = ros_environment(os.environ)
+    launch_file = packages.share(BRINGUP) / "launch" / settings.launch
+    processes = read_launch_file(launch_file, arguments, find_package=packages.share, environ=environ)
+    with Launched(processes, packages, log_folder=folder / "logs", environ=environ) as launched:
+        launched.wait_for("supervisor_node", 120 + 60 * settings.episodes)
+    return json.loads(results.read_text(encoding="utf-8"))
+
+
+def ros_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which nodes of this machine find each other and no stranger's nodes."""
+    chosen = dict(environ)
+    chosen.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    # Two deployments on one machine must not hear each other; domains up to 101 are free of the kernel's own ports.
+    chosen.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+    return chosen
+
+
+def _checkpoint(settings: DeployRecipe, console: Console) -> Path:
+    """Return the checkpoint to deploy, training it first if its run does not exist."""
+    if settings.policy:
+        return find_checkpoint(Path(settings.policy))
+    recipe = load_recipe(Path(settings.train), [])
+    if not Path(recipe.run_dir).exists():
+        console.print(f"{recipe.run_dir} does not exist: collecting demonstrations and training by {settings.train}")
+        if not Path(recipe.data.path).exists():
+            collect_demonstrations(recipe, console).close()
+        train_recipe(recipe)
+    return find_checkpoint(Path(recipe.run_dir))
+
+
+def _judged(training: Recipe, settings: DeployRecipe) -> Recipe:
+    judged = replace(
+        training.evaluate,
+        episodes=settings.episodes,
+        seed=settings.seed,
+        exec_horizon=settings.exec_horizon,
+        temporal_overlap=False,
+        policy_seed=0,
+    )
+    # One environment at a time, as on a robot: a network may round differently in a batch.
+    return replace(training, evaluate=judged, env=replace(training.env, num_envs=1))
+
+
+def _result(direct: EvaluationResult, episodes: list[dict[str, object]], name: str, wall_s: float) -> EvaluationResult:
+    """Return the ROS episodes as an evaluation; what was not observed over ROS is NaN."""
+    made = tuple(
+        EpisodeResult(
+            seed=int(e["seed"]),  # type: ignore[call-overload]
+            success=bool(e["success"]),
+            length=int(e["steps"]),  # type: ignore[call-overload]
+            episode_return=float(bool(e["success"])),
+            mean_action_change=float("nan"),
+            mean_squared_jerk=float("nan"),
+            safety_hits={},
+        )
+        for e in episodes
+    )
+    return replace(direct, episodes=made, policy=name, wall_s=wall_s)
+
+
+def _print(comparison: Comparison, episodes: list[dict[str, object]], console: Console) -> None:
+    table = Table("path", "solved", "rate", "95 % interval", "mean steps", "wall", title=f"{comparison.task}, same initial states")
+    for result in comparison.results:
+        low, high = result.interval()
+        n = len(result.episodes)
+        steps = sum(e.length for e in result.episodes) / n
+        row = (f"{result.successes}/{n}", f"{result.success_rate:.3f}", f"{low:.3f}-{high:.3f}", f"{steps:.1f}", f"{result.wall_s:.0f} s")
+        table.add_row(result.policy, *row)
+    console.print(table)
+    pair = comparison.pairs[0]
+    low, high = pair.difference_interval
+    console.print(
+        f"paired difference (direct - ROS): {pair.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}; "
+        f"only direct {pair.first_only}, only ROS {pair.second_only}; p = {pair.p_value:.3g} (McNemar)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    stopped = [e for e in episodes if e["stopped_because"]]
+    for episode in stopped:
+        console.print(f"seed {episode['seed']} was stopped: {episode['stopped_because']}", highlight=False)
