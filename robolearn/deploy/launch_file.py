@@ -1,8 +1,8 @@
 """A strict reader of the part of ROS 2's XML launch format that this project uses, for machines without ``ros2 launch``.
 
 Read are ``launch``, ``arg``, ``group``, ``push-ros-namespace``, ``set_env``, ``node``, ``param``, ``remap`` and ``env``; the
-substitutions ``$(var x)``, ``$(env X)``, ``$(env X default)``, ``$(find-pkg-share p)`` and ``$(dirname)``; and the conditions ``if`` and
-``unless``. Everything else is refused, so that a file which starts here means the same to ``ros2 launch``.
+substitutions ``$(var x)``, ``$(env X)``, ``$(env X default)``, ``$(find-pkg-share p)`` and ``$(dirname)``; and the conditions
+``if`` and ``unless``. Everything else is refused, so that a file which starts here means the same to ``ros2 launch``.
 """
 
 from __future__ import annotations
@@ -184,7 +184,9 @@ def _value(element: ElementTree.Element, scope: _Scope) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RefusedError(f"{scope.file}: the value {text!r} of param {element.get('name')!r} cannot be read: {error}") from error
+        raise RefusedError(
+            f"{scope.file}: the value {text!r} of param {element.get('name')!r} cannot be read: {error}"
+        ) from error
     if wanted == "float" and type(value) is int:
         value = float(value)
     if wanted is not None and type(value) is not _TYPES[wanted]:

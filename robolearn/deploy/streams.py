@@ -1,9 +1,9 @@
 """From sensor streams to observations: one resampler, live, from a recording and in training.
 
 A *contract* says which streams there are and from which parts each observation key is put together. The resampler keeps the
-newest samples of every stream and answers one question: what was known at time ``at_ns``? The answer depends only on which samples
-were pushed before it was asked and on their stamps, so a recording that is replayed in its order of arrival gives the same frames,
-bit for bit.
+newest samples of every stream and answers one question: what was known at time ``at_ns``? The answer depends only on which
+samples were pushed before it was asked and on their stamps, so a recording that is replayed in its order of arrival gives the
+same frames, bit for bit.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Stream:
             raise RefusedError(f"Stream {self.topic!r} is of kind {self.kind!r}. {nearest(self.kind, MESSAGE_TYPES)}")
         if self.stamp not in ("header", "receive") or self.align not in ("latest", "exact"):
             raise RefusedError(
-                f"Stream {self.topic!r}: stamp={self.stamp!r} must be 'header' or 'receive', align={self.align!r} 'latest' or 'exact'."
+                f"Stream {self.topic!r}: stamp={self.stamp!r} must be 'header' or 'receive', "
+                f"align={self.align!r} 'latest' or 'exact'."
             )
         if not (np.isfinite(self.max_age_s) and self.max_age_s > 0):
             raise RefusedError(f"Stream {self.topic!r}: max_age_s={self.max_age_s} must be positive and finite.")

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Duration
 from geometry_msgs.msg import TwistStamped
-from robolearn_bridge.messages import time_message
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -17,6 +16,7 @@ from robolearn.core.errors import RefusedError, nearest
 from robolearn.core.robot import RobotSpec
 from robolearn.core.types import Array
 from robolearn.deploy.gate_config import Command
+from robolearn_bridge.messages import time_message
 
 INTERFACES = ("rates", "twist", "trajectory", "position", "velocity")
 """What the gate can speak: a simulated task's own rates, MoveIt Servo's twists, and ros2_control's three."""
@@ -114,7 +114,8 @@ def _trajectory(spec: RobotSpec, command: Command, stamp_ns: int) -> JointTrajec
 
 def _point(spec: RobotSpec, position: Array, velocity: Array, after_s: float) -> JointTrajectoryPoint:
     point = JointTrajectoryPoint(
-        positions=np.asarray(spec.to_wire(position), float).tolist(), velocities=np.asarray(spec.to_wire(velocity), float).tolist()
+        positions=np.asarray(spec.to_wire(position), float).tolist(),
+        velocities=np.asarray(spec.to_wire(velocity), float).tolist(),
     )
     nanoseconds = round(after_s * 1e9)
     point.time_from_start = Duration(sec=nanoseconds // 1_000_000_000, nanosec=nanoseconds % 1_000_000_000)

@@ -38,8 +38,8 @@ def require_one_ros(environ: Mapping[str, str] = os.environ, *, wheels: bool | N
             path = Path(entry).resolve()
             if not path.is_relative_to(own) and _holds_ros(path):
                 raise RefusedError(
-                    f"{variable} names another ROS ({entry}) while this Python ({own}) holds the ROS wheels. Use one of them: start "
-                    f"from a shell in which no setup.bash was sourced, or use a Python without the wheels."
+                    f"{variable} names another ROS ({entry}) while this Python ({own}) holds the ROS wheels. Use one of them: "
+                    f"start from a shell in which no setup.bash was sourced, or use a Python without the wheels."
                 )
     chosen = environ.get("RMW_IMPLEMENTATION", "")
     if chosen not in ("", RMW):

@@ -13,11 +13,6 @@ from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
-from robolearn_bridge.adapters import INTERFACES, Output, TwistScale, joint_outputs, rate_outputs, twist_outputs
-from robolearn_bridge.diagnostics import report
-from robolearn_bridge.lifecycle import SafeLifecycleNode, run
-from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS, SENSOR_QOS, chunk_rows
-from robolearn_bridge.parameters import declare, read, read_choice
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
@@ -30,6 +25,11 @@ from robolearn.deploy.chunk import Chunk
 from robolearn.deploy.codecs import decode, stamp_ns
 from robolearn.deploy.gate import CommandGate
 from robolearn.deploy.gate_config import JOINT_STATES, Command, GateConfig, GateState
+from robolearn_bridge.adapters import INTERFACES, Output, TwistScale, joint_outputs, rate_outputs, twist_outputs
+from robolearn_bridge.diagnostics import report
+from robolearn_bridge.lifecycle import SafeLifecycleNode, run
+from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS, SENSOR_QOS, chunk_rows
+from robolearn_bridge.parameters import declare, read, read_choice
 
 STOP_PATIENCE_S = 5.0
 """Longest wait for the ramp down before the node falls silent."""
@@ -45,13 +45,23 @@ class GateNode(SafeLifecycleNode):
     def __init__(self) -> None:
         super().__init__("gate_node")
         declare(self, "robot", "", "Name of the robot in hardware/.", read_only=True)
-        declare(self, "bundle", "", "Bundle whose action names and bounds are commanded; for 'rates' and 'twist'.", read_only=True)
+        declare(
+            self, "bundle", "", "Bundle whose action names and bounds are commanded; for 'rates' and 'twist'.", read_only=True
+        )
         declare(self, "interface", "trajectory", f"What the driver takes: {', '.join(INTERFACES)}.", read_only=True)
         declare(self, "sync", "realtime", "'lockstep' or 'realtime'.", read_only=True)
         declare(self, "rate_hz", 0.0, "Control rate; 0 takes the robot's, or the policy's for rates [Hz].", read_only=True)
-        declare(self, "lead_s", 0.0, "How far ahead of the clock chunks are executed: the delay to the actuators [s].", read_only=True)
+        declare(
+            self, "lead_s", 0.0, "How far ahead of the clock chunks are executed: the delay to the actuators [s].", read_only=True
+        )
         declare(self, "policy_timeout_s", 0.25, "Silence of the policy at which the robot stops [s].", read_only=True)
-        declare(self, "estop_timeout_s", 0.5, "Silence of the e-stop's publisher at which the robot stops; 0: none [s].", read_only=True)
+        declare(
+            self,
+            "estop_timeout_s",
+            0.5,
+            "Silence of the e-stop's publisher at which the robot stops; 0: none [s].",
+            read_only=True,
+        )
         declare(self, "state_timeout_s", 0.1, "Silence of the joint states at which the robot stops [s].", read_only=True)
         declare(self, "twist_linear_m_s", 0.0, "What a rate of 1 means for 'twist' [m/s].", read_only=True)
         declare(self, "twist_angular_rad_s", 0.0, "What a rate of 1 means for 'twist' [rad/s].", read_only=True)
@@ -73,6 +83,10 @@ class GateNode(SafeLifecycleNode):
             (o, self.create_lifecycle_publisher(o.message_type, o.topic, COMMAND_QOS)) for o in outputs
         ]
         self._status = self.create_publisher(String, "~/state", LATCHED_QOS)
+        # What goes out, by name and whatever the driver takes: for the recorder, and in a dry run for the eye.
+        self._echo = rate_outputs(self._gate.names)[0]
+        self._sent = self.create_publisher(JointTrajectory, "~/sent", COMMAND_QOS)
+        self._preview = self.create_publisher(JointTrajectory, "~/preview", SENSOR_QOS)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", COMMAND_QOS)
         self._heard = [
             self.create_subscription(JointState, "joint_states", self.guarded(self._on_state, "joint_states"), SENSOR_QOS),
@@ -138,7 +152,7 @@ class GateNode(SafeLifecycleNode):
         self.stop()
         for _, publisher in self._outputs:
             self.destroy_lifecycle_publisher(publisher)
-        for publisher in (self._status, self._diagnostics):
+        for publisher in (self._status, self._diagnostics, self._sent, self._preview):
             self.destroy_publisher(publisher)
         for subscription in self._heard:
             self.destroy_subscription(subscription)
@@ -293,10 +307,12 @@ class GateNode(SafeLifecycleNode):
             self._show(command)
 
     def _send(self, command: Command, stamp: int | None = None) -> None:
-        if command.send and np.isfinite(command.position).all():
+        if np.isfinite(command.position).all():
             at = time.time_ns() if stamp is None else stamp
-            for output, publisher in self._outputs:
-                publisher.publish(output.make(command, at))
+            if command.send:
+                for output, publisher in self._outputs:
+                    publisher.publish(output.make(command, at))
+            (self._sent if command.send else self._preview).publish(self._echo.make(command, at))
         self._show(command)
 
     def _show(self, command: Command) -> None:

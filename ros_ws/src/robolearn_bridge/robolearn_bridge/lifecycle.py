@@ -126,8 +126,8 @@ class SafeLifecycleNode(LifecycleNode):
 def run(make_node: Callable[[], SafeLifecycleNode]) -> int:
     """Run one node until SIGINT or SIGTERM and return the exit code of the process.
 
-    The executor spins in its own thread and the main thread waits for the signal: so the signal is seen at once, and the context is
-    still whole when :meth:`SafeLifecycleNode.stop` sends the safe command (rclpy's own handlers would have shut it down by then).
+    The executor spins in its own thread and the main thread waits for the signal: so the signal is seen at once, and the context
+    is still whole when :meth:`SafeLifecycleNode.stop` sends the safe command (rclpy's own handlers would have shut it down).
     """
     with _Process(make_node) as process:
         process.stopping.wait()
@@ -136,7 +136,7 @@ def run(make_node: Callable[[], SafeLifecycleNode]) -> int:
 
 
 def run_plain(make_node: Callable[[], Any]) -> int:
-    """Run a node that has a job (``work()``) and ends with it; return the exit code of the process, 2 if something was refused."""
+    """Run a node that has a job (``work()``) and ends with it; return the exit code, 2 if something was refused."""
     with _Process(make_node) as process:
         worker = threading.Thread(target=process.do, args=(process.node.work,), name="work", daemon=True)
         worker.start()

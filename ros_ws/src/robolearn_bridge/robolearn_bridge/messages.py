@@ -76,8 +76,8 @@ def chunk_rows(message: Any, names: Sequence[str]) -> tuple[Array, Array]:
     """Return the rows (h, a) of a chunk in the order of ``names``, and their times after the stamp (h,) in nanoseconds.
 
     Raises:
-        RefusedError: names differ, a row has another length, or the times do not rise strictly from 0. Numbers that are not finite
-            pass: refusing them is the gate's part, which knows what to send instead.
+        RefusedError: names differ, a row has another length, or the times do not rise strictly from 0. Numbers that are not
+            finite pass: refusing them is the gate's part, which knows what to send instead.
     """
     if sorted(message.joint_names) != sorted(names) or len(set(message.joint_names)) != len(names):
         raise RefusedError(f"Chunk for {list(message.joint_names)}, but the gate commands {list(names)}.")

@@ -11,10 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-from robolearn_bridge.diagnostics import report
-from robolearn_bridge.lifecycle import SafeLifecycleNode, run
-from robolearn_bridge.messages import COMMAND_QOS, SENSOR_QOS, chunk_message, message_class
-from robolearn_bridge.parameters import declare, read
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -24,6 +20,10 @@ from robolearn.deploy.bundle import open_bundle
 from robolearn.deploy.codecs import decode, stamp_ns
 from robolearn.deploy.engine import Engine
 from robolearn.deploy.streams import Frame, Resampler, StreamsNotReadyError
+from robolearn_bridge.diagnostics import report
+from robolearn_bridge.lifecycle import SafeLifecycleNode, run
+from robolearn_bridge.messages import COMMAND_QOS, SENSOR_QOS, chunk_message, message_class
+from robolearn_bridge.parameters import declare, read
 
 
 class PolicyNode(SafeLifecycleNode):

@@ -9,10 +9,6 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-from robolearn_bridge.lifecycle import SafeLifecycleNode, run
-from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS, SENSOR_QOS, chunk_rows, message_class
-from robolearn_bridge.parameters import declare, read, read_choice
-from robolearn_bridge.simulated_streams import SimulatedStreams
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -21,6 +17,10 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.types import Array, Observation
 from robolearn.deploy.codecs import stamp_ns
 from robolearn.deploy.contracts import contract_from_names
+from robolearn_bridge.lifecycle import SafeLifecycleNode, run
+from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS, SENSOR_QOS, chunk_rows, message_class
+from robolearn_bridge.parameters import declare, read, read_choice
+from robolearn_bridge.simulated_streams import SimulatedStreams
 
 IDLE_PERIOD_S = 0.08
 """Between two publications of a state that waits for its first command."""

@@ -9,19 +9,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from robolearn_bridge.lifecycle import run_plain
-
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.node import Node
-from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS
-from robolearn_bridge.parameters import declare, read
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 
 from robolearn.core.errors import RefusedError
+from robolearn_bridge.lifecycle import run_plain
+from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS
+from robolearn_bridge.parameters import declare, read
 
 HEARTBEAT_S = 0.05
 NODES = ("sim_robot_node", "gate_node", "policy_node")
@@ -82,7 +81,9 @@ class SupervisorNode(Node):
         self._call("policy_node/start", Trigger, Trigger.Request())
         try:
             self._wait(
-                lambda: self._episode["ended"] or self._gate["state"] == "latched", read(self, "episode_timeout_s"), "the episode's end"
+                lambda: self._episode["ended"] or self._gate["state"] == "latched",
+                read(self, "episode_timeout_s"),
+                "the episode's end",
             )
             reason = self._gate["reason"] if not self._episode["ended"] else ""
         except RefusedError as error:
