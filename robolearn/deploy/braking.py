@@ -7,7 +7,7 @@ loop.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +36,19 @@ class TickLimits:
     def pulse_deficit(self) -> Array:
         """(a,) what a full pulse of N steps takes away less than N times the largest acceleration, because of both ramps."""
         return 2 * self.pulse_ramp * self.acceleration - self.jerk * self.pulse_ramp * (self.pulse_ramp + 1)
+
+    @cached_property
+    def stop_way(self) -> Array:
+        """(a,) more than any step and the stop plan after it can cover: the ramp and half of the longest pulse at full speed."""
+        pulse_steps, _ = _pulse(self.velocity, self)
+        return self.velocity * (np.ceil(self.acceleration / self.jerk) + pulse_steps / 2 + 2)
+
+    def at(self, columns: Array) -> TickLimits:
+        """Return the bounds (n,) of the elements in ``columns`` (n,)."""
+        picked = TickLimits(*(getattr(self, field.name)[columns] for field in fields(self)))
+        for name in ("pulse_ramp", "pulse_deficit", "stop_way"):
+            picked.__dict__[name] = getattr(self, name)[columns]
+        return picked
 
 
 @dataclass(frozen=True)

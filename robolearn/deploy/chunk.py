@@ -9,6 +9,9 @@ import numpy as np
 from robolearn.core.errors import RefusedError
 from robolearn.core.types import Array
 
+_ROUNDING = 1e-6
+"""Part of a step: sums of periods reach a multiple of the step only up to rounding."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -58,7 +61,7 @@ class Track:
     step_s: float
     """Time between rows [s]."""
     phase_s: float
-    """Time on the chunk, from its observation on [s]; runs slower than the clock while the gate slows a novel situation down."""
+    """Time on the chunk, from its observation on [s]."""
     anchor: Array | None
     """(a,) where the target is when the chunk is accepted; None for rates, which are held for their step, not interpolated."""
 
@@ -68,12 +71,12 @@ class Track:
     @property
     def row(self) -> int:
         """The row whose step it is; the last one once all are over."""
-        return min(max(int(self.phase_s / self.step_s), 0), len(self.values) - 1)
+        return min(max(int(self.phase_s / self.step_s + _ROUNDING), 0), len(self.values) - 1)
 
     @property
     def ended(self) -> bool:
         """Whether the last row's time is over."""
-        return self.phase_s >= len(self.values) * self.step_s
+        return self.phase_s / self.step_s + _ROUNDING >= len(self.values)
 
     def target(self) -> Array:
         """Return what the chunk asks for (a,) now: row k is reached linearly at k+1 steps, or held for its step if a rate.
@@ -84,7 +87,7 @@ class Track:
         if self.anchor is None:
             return self.values[row]
         end_s = (row + 1) * self.step_s
-        behind = self._begun_s >= end_s - self.step_s
+        behind = self._begun_s >= end_s - (1 + _ROUNDING) * self.step_s
         start, start_s = (self.anchor, self._begun_s) if behind else (self.values[row - 1], end_s - self.step_s)
         part = min(max((self.phase_s - start_s) / max(end_s - start_s, 1e-9), 0.0), 1.0)
         return start + part * (self.values[row] - start)

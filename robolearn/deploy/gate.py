@@ -25,7 +25,7 @@ from robolearn.core.robot import RobotSpec
 from robolearn.core.types import Array, Spaces
 from robolearn.deploy.chunk import Chunk, Track, read_chunk
 from robolearn.deploy.gate_config import JOINT_STATES, Command, GateConfig, GateState
-from robolearn.deploy.limits import SafetyLimits
+from robolearn.deploy.limits import SafetyLimits, filled
 from robolearn.deploy.safety import Guard, SafetyFilter
 
 
@@ -39,7 +39,7 @@ class CommandGate:
         if len(names) != limits.dim or not 0 <= measured_dim <= limits.dim:
             raise RefusedError(f"{limits.dim} limits came with {len(names)} names, of which {measured_dim} are measured.")
         self._limits, self._config, self._names, self._n = limits, config, names, measured_dim
-        self._rest = np.array([np.nan if v is None else v for v in (limits.rest_command or (None,) * limits.dim)], float)
+        self._rest = filled(limits.rest_command, limits.dim, np.nan)
         self._filter = SafetyFilter(limits, num_rows=1, guard=guard)
         self._dt = 1 / limits.control_rate_hz
         self._low, self._high = limits.inner_bounds()
@@ -52,8 +52,10 @@ class CommandGate:
         self._track: Track | None = None
         self._source, self._chunk_s, self._alive_s, self._stamp_s, self._newest_s = "", -np.inf, -np.inf, -np.inf, -np.inf
         self._novelty = 0.0
+        self.steps = 0
+        """Control periods so far; calls of :meth:`tick` within one period count once."""
         self._now_s, self._start_s, self._slot, self._slots = -np.inf, 0.0, -1, 0
-        self._command, self._velocity = np.full(limits.dim, np.nan), np.zeros(limits.dim)
+        self._command, self._velocity, self._goal = np.full(limits.dim, np.nan), np.zeros(limits.dim), np.full(limits.dim, np.nan)
         self._armed = self._disarming = self._releasing = self._let_go = False
         self._weight, self._epoch = 0.0, 0
         self.counts: Counter[str] = Counter()
@@ -193,6 +195,7 @@ class CommandGate:
         """
         advance = self._advance(now_s)
         if advance:
+            self.steps += 1
             self._watch(now_s)
             if np.isfinite(self._command).all():
                 self._step(now_s)
@@ -231,16 +234,16 @@ class CommandGate:
         before = self._command
         track = self._track
         if self._state is GateState.RUNNING and track is not None:
-            speed, way = self._speed(), self._dt * self._slots
+            way = self._dt * self._slots
             # A position is for the end of the period that begins now, a rate for the period itself.
-            track.phase_s += speed * way if self._n else 0.0
+            track.phase_s += way if self._n else 0.0
             self.counts["underrun"] += track.ended
-            target = track.target() if self._n else self._slowed(track.target(), speed)
+            self._goal = self._slowed(track.target())
             measured = np.concatenate([self._measured, before[self._n :]])[None]
             if track.ended and not self._n:
                 self._command = self._filter.coast()[0]
             else:
-                self._command = self._filter.apply(target[None], now_s=now_s, measured=measured)[0]
+                self._command = self._filter.apply(self._goal[None], now_s=now_s, measured=measured)[0]
             track.phase_s += 0.0 if self._n else way
         else:
             self._command = self._filter.coast()[0]
@@ -299,14 +302,15 @@ class CommandGate:
             self._novelty = np.inf
             self._fault("novelty", now_s, hard=False)
             raise RefusedError(f"novelty: {chunk.novelty}; allowed below {config.novelty_stop}.")
-        anchor = self._track.target() if self._track else self._command.copy()
-        track = Track(values, chunk.step_s, max(age_s, 0.0), anchor if self._n else None)
+        anchor = (self._goal if self._track else self._command).copy() if self._n else None
+        track = Track(values, chunk.step_s, max(age_s, 0.0), anchor)
         jump = np.abs(values[track.row] - self._command)[: self._n].max(initial=0.0)
         if self._state is not GateState.RUNNING and jump > config.start_tolerance:
             raise RefusedError(f"start_tolerance: begins {jump:.3f} rad away; allowed {config.start_tolerance}.")
         self._track, self._source, self._chunk_s, self._stamp_s = track, chunk.source, now_s, chunk.stamp_s
         self._novelty = chunk.novelty or 0.0
         if self._state is not GateState.RUNNING:
+            self._goal = self._command.copy()
             self._enter(GateState.RUNNING, "", now_s)
 
     def _check_source(self, chunk: Chunk, now_s: float) -> None:
@@ -384,10 +388,17 @@ class CommandGate:
         rest = np.where(np.isfinite(self._rest), self._rest, np.clip(0.0, self._low, self._high))
         return np.where(np.isfinite(held), held, rest)[self._n :]
 
-    def _speed(self) -> float:
-        """Return how fast a chunk is followed: 1 up to a novelty of 1, falling linearly to 0 at ``novelty_stop``."""
-        return float(np.clip((self._config.novelty_stop - self._novelty) / (self._config.novelty_stop - 1), 0, 1))
+    def _slowed(self, target: Array) -> Array:
+        """Return the target of this period, slowed down while what is seen is novel.
 
-    def _slowed(self, target: Array, speed: float) -> Array:
-        """Return rates scaled towards their rest; elements that are held (grippers as positions) keep their target."""
-        return np.where(np.isfinite(self._rest), self._rest + speed * (target - self._rest), target)
+        The speed is 1 up to a novelty of 1 and falls linearly to 0 at ``novelty_stop``. Rates are scaled towards their rest;
+        the target of positions moves at no more than that part of the velocity limits.
+        """
+        stop = self._config.novelty_stop
+        speed = float(np.clip((stop - self._novelty) / (stop - 1), 0, 1))
+        if speed == 1:
+            return target
+        if not self._n:
+            return np.where(np.isfinite(self._rest), self._rest + speed * (target - self._rest), target)
+        reach = speed * self._dt * filled(self._limits.max_velocity, self._limits.dim, np.inf)
+        return np.clip(target, self._goal - reach, self._goal + reach)

@@ -183,11 +183,12 @@ class SafetyFilter:
         chosen = np.clip(wanted, low, high)
         plan = plan_stop(v + chosen, chosen, tick)
         follow = ~hold & self._on_target & (chosen == wanted) & self._inside(chosen, plan)
-        found = follow
-        if not (follow | hold).all():
-            self._count_dynamics(target, wanted, ~hold & ~follow)
-            chosen, found, plan = self._search(target, np.stack([low, high]), follow)
-            found &= ~hold
+        found, searched = follow, ~(follow | hold)
+        if searched.any():
+            self._count_dynamics(target, wanted, searched)
+            found = follow.copy()
+            chosen[searched], found[searched] = self._search(target, low, high, searched)
+            plan = plan_stop(v + chosen, chosen, tick)
         moved = p + v + chosen
         if self._guard is not None or not found.all():
             planned, at_rest = self._plan.at(self._plan_step + 1, tick)
@@ -228,34 +229,38 @@ class SafetyFilter:
         self._counts["guard"] += ~allowed
         return allowed[:, None]
 
-    def _search(self, target: Array, bounds: Array, follow: Array) -> tuple[Array, Array, StopPlan]:
-        """Return the best acceleration (b, a) in ``bounds`` (2, b, a), whether it is admissible, and the stop plan after it.
+    def _search(self, target: Array, low: Array, high: Array, searched: Array) -> tuple[Array, Array]:
+        """Return the best acceleration in [low, high] and whether it is admissible, for the n elements in ``searched`` (b, a).
 
         The target's own velocity is taken from its last step, unless that was a jump. Best is the acceleration after which
-        braking to that velocity would meet the target; one that lands on the target and can stay with it is better still, and so
-        is one that can ``follow`` it already.
+        braking to that velocity would meet the target; one that lands on the target and can stay with it is better still.
         """
-        tick, (low, high) = self._tick, bounds
-        feed = target - self._target
+        rows, columns = np.nonzero(searched)
+        tick = self._tick.at(columns)
+        position, velocity, target, last, low, high = (
+            array[rows, columns] for array in (self._position, self._velocity, target, self._target, low, high)
+        )
+        feed = target - last
         feed = np.where(np.abs(feed) <= tick.velocity, feed, 0)
-        exact = np.clip(target - self._position - self._velocity, low, high)
-        tried = np.concatenate([exact[None], low + (high - low) * np.linspace(0, 1, _CANDIDATES)[:, None, None]])
-        velocity = self._velocity + tried
-        moved = self._position + velocity
+        exact = np.clip(target - position - velocity, low, high)
+        tried = np.concatenate([exact[None], low + (high - low) * np.linspace(0, 1, _CANDIDATES)[:, None]])
+        after = velocity + tried
+        moved = position + after
         # The backward difference lags the velocity at the tick by half an acceleration.
-        miss = np.abs(moved + stopping_distance(velocity - feed + tried / 2, tried, tick) - target)
+        miss = np.abs(moved + stopping_distance(after - feed + tried / 2, tried, tick) - target)
         # Landing needs the next two accelerations, feed - velocity and then 0, to be within the jerk bound.
-        change = feed - velocity[0]
+        change = feed - after[0]
         lands = (moved[0] == target) & (np.abs(change - tried[0]) <= tick.jerk) & (np.abs(change) <= tick.jerk)
-        miss[0] = np.where(lands | follow, -1, miss[0])
-        plans = plan_stop(velocity, tried, tick)
-        admissible = self._inside(tried, plans)
-        best = np.argmin(np.where(admissible, miss, np.inf), axis=0)[None]
-
-        def pick(values: Array) -> Array:
-            return np.take_along_axis(values, best, axis=0)[0]
-
-        return pick(tried), pick(admissible), StopPlan(**{name: pick(values) for name, values in vars(plans).items()})
+        miss[0] = np.where(lands, -1, miss[0])
+        admissible = np.ones(miss.shape, bool)
+        # Only near a bound can a stop plan cross it.
+        near = np.flatnonzero(~((position - tick.stop_way > tick.low) & (position + tick.stop_way < tick.high)))
+        if near.size:
+            plans = plan_stop(after[:, near], tried[:, near], tick.at(near))
+            ways = moved[:, near]
+            admissible[:, near] = (ways + plans.highest <= tick.high[near]) & (ways + plans.lowest >= tick.low[near])
+        best = np.argmin(np.where(admissible, miss, np.inf), axis=0), np.arange(len(rows))
+        return tried[best], admissible[best]
 
     def _inside(self, acceleration: Array, stop: StopPlan) -> Array:
         """Return whether the next position and all of the stop plan after it lie inside the position bounds."""
