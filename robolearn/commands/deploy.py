@@ -201,19 +201,27 @@ def _result(direct: EvaluationResult, episodes: list[dict[str, object]], name: s
 
 
 def _print(comparison: Comparison, episodes: list[dict[str, object]], console: Console) -> None:
-    table = Table("path", "solved", "rate", "95 % interval", "mean steps", "wall", title=f"{comparison.task}, same initial states")
+    table = Table(
+        "path", "solved", "rate", "95 % interval", "mean steps", "wall", title=f"{comparison.task}, same initial states"
+    )
     for result in comparison.results:
         low, high = result.interval()
         n = len(result.episodes)
         steps = sum(e.length for e in result.episodes) / n
-        row = (f"{result.successes}/{n}", f"{result.success_rate:.3f}", f"{low:.3f}-{high:.3f}", f"{steps:.1f}", f"{result.wall_s:.0f} s")
+        row = (
+            f"{result.successes}/{n}",
+            f"{result.success_rate:.3f}",
+            f"{low:.3f}-{high:.3f}",
+            f"{steps:.1f}",
+            f"{result.wall_s:.0f} s",
+        )
         table.add_row(result.policy, *row)
     console.print(table)
     pair = comparison.pairs[0]
     low, high = pair.difference_interval
     console.print(
-        f"paired difference (direct - ROS): {pair.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}; "
-        f"only direct {pair.first_only}, only ROS {pair.second_only}; p = {pair.p_value:.3g} (McNemar)",
+        f"paired difference ({pair.first} - {pair.second}): {pair.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}; "
+        f"only the first {pair.first_only}, only the second {pair.second_only}; p = {pair.p_value:.3g} (McNemar)",
         highlight=False,
         soft_wrap=True,
     )

@@ -20,7 +20,6 @@ from trajectory_msgs.msg import JointTrajectory
 
 from hardware import load_robot
 from robolearn.core.errors import RefusedError
-from robolearn.deploy.bundle import open_bundle
 from robolearn.deploy.chunk import Chunk
 from robolearn.deploy.codecs import decode, stamp_ns
 from robolearn.deploy.gate import CommandGate
@@ -33,6 +32,11 @@ from robolearn_bridge.parameters import declare, read, read_choice
 
 STOP_PATIENCE_S = 5.0
 """Longest wait for the ramp down before the node falls silent."""
+
+
+DISCOVERY_S = 0.3
+"""Publishers of one machine or LAN have announced themselves within this time."""
+UNKNOWN_NODE = "_NODE_NAME_UNKNOWN_"
 
 
 class GateNode(SafeLifecycleNode):
@@ -112,6 +116,8 @@ class GateNode(SafeLifecycleNode):
         rate = read(self, "rate_hz")
         self._spec = load_robot(read(self, "robot"))
         if interface in ("rates", "twist"):
+            from robolearn.deploy.bundle import open_bundle
+
             bundle = open_bundle(Path(read(self, "bundle")))
             bundle.require_robot(self._spec.name)
             gate = CommandGate.for_spaces(bundle.spaces, config, control_rate_hz=rate or None)
@@ -336,8 +342,11 @@ class GateNode(SafeLifecycleNode):
         return found
 
     def _require_alone(self) -> None:
-        time.sleep(0.3)  # discovery: others announce themselves within this time on one machine or LAN
-        others = self._others()
+        time.sleep(DISCOVERY_S)
+        deadline = time.monotonic() + 2.0
+        # The names of nodes are learned a little later than their publishers.
+        while UNKNOWN_NODE in ", ".join(others := self._others()) and time.monotonic() < deadline:
+            time.sleep(0.05)
         if others:
             raise RefusedError(f"Another node commands this robot: {', '.join(others)}.")
 

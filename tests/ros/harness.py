@@ -1,0 +1,243 @@
+"""Real nodes in real processes, and a client node in the test's own process that plays the robot, the policy and the operator."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, Float64MultiArray, String
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from hardware import load_robot
+from robolearn.deploy.launch_file import NodeProcess
+from robolearn.deploy.launcher import Launched, WorkspacePackages
+from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS, SENSOR_QOS, chunk_message, joint_state
+
+WORKSPACE = Path(__file__).resolve().parents[2] / "ros_ws" / "src"
+CONFIGURE, ACTIVATE = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE
+DEACTIVATE, CLEANUP = Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP
+_DOMAINS = itertools.count(os.getpid() % 50)
+
+
+def fresh_domain() -> str:
+    """Return a domain that no other test of this process uses."""
+    return str(1 + next(_DOMAINS) % 100)
+
+
+def environment(domain: str, **changes: str) -> dict[str, str]:
+    """Return the environment of the nodes."""
+    own = {k: v for k, v in os.environ.items() if k not in ("RMW_IMPLEMENTATION", "FASTRTPS_DEFAULT_PROFILES_FILE")}
+    return own | {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_DOMAIN_ID": domain, "OMP_NUM_THREADS": "1"} | changes
+
+
+@contextmanager
+def nodes(folder: Path, *processes: NodeProcess, domain: str) -> Iterator[Launched]:
+    """Start nodes; end them with the block."""
+    with Launched(processes, WorkspacePackages(WORKSPACE), log_folder=folder, environ=environment(domain)) as launched:
+        yield launched
+
+
+def node(executable: str, *, name: str = "", **parameters: Any) -> NodeProcess:
+    """Return a node of the bridge in the namespace /robot."""
+    return NodeProcess("robolearn_bridge", executable, name or executable, "/robot", (parameters,) if parameters else ())
+
+
+class Client:
+    """A node in this process with its own context and spinning thread."""
+
+    def __init__(self, domain: str) -> None:
+        self._context = Context()
+        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+        rclpy.init(context=self._context, domain_id=int(domain))
+        self.node = Node("client", namespace="/robot", context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._spin)
+        self._thread.start()
+        self._timers: list[tuple[threading.Event, threading.Thread]] = []
+        self._clients: dict[str, Any] = {}
+
+    def _spin(self) -> None:
+        with contextlib.suppress(rclpy.executors.ExternalShutdownException):
+            self._executor.spin()
+
+    def close(self) -> None:
+        for stop, thread in self._timers:
+            stop.set()
+            thread.join()
+        self._executor.shutdown()
+        self._thread.join()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self._context)
+
+    def every(self, period_s: float, action: Callable[[], None]) -> Callable[[], None]:
+        """Call ``action`` every period; the returned function ends that."""
+        stop = threading.Event()
+
+        def loop() -> None:
+            while not stop.wait(period_s):
+                action()
+
+        thread = threading.Thread(target=loop, daemon=True)
+        thread.start()
+        self._timers.append((stop, thread))
+
+        def end() -> None:
+            stop.set()
+            thread.join()
+
+        return end
+
+    def call(self, service: str, kind: type, request: Any, timeout_s: float = 60.0) -> Any:
+        if service not in self._clients:
+            self._clients[service] = self.node.create_client(kind, service)
+        client = self._clients[service]
+        assert client.wait_for_service(timeout_sec=timeout_s), f"no service {service}"
+        done = threading.Event()
+        future = client.call_async(request)
+        future.add_done_callback(lambda _: done.set())
+        assert done.wait(timeout_s), f"{service} did not answer"
+        return future.result()
+
+    def transition(self, name: str, *transitions: int) -> bool:
+        """Ask for lifecycle transitions; return whether the last one succeeded."""
+        ok = False
+        for number in transitions:
+            ok = self.call(f"{name}/change_state", ChangeState, ChangeState.Request(transition=Transition(id=number))).success
+        return ok
+
+    def trigger(self, service: str) -> tuple[bool, str]:
+        response = self.call(service, Trigger, Trigger.Request())
+        return response.success, response.message
+
+    def set_bool(self, service: str, value: bool) -> tuple[bool, str]:
+        response = self.call(service, SetBool, SetBool.Request(data=value))
+        return response.success, response.message
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0, *, what: str = "") -> None:
+    """Wait for a condition; fail with ``what``."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what or condition}"
+        time.sleep(0.005)
+
+
+class FakeArm:
+    """The Panda's driver as the gate's peer sees it: joint states at 100 Hz, position commands obeyed at once."""
+
+    def __init__(self, client: Client) -> None:
+        self.client, self.spec = client, load_robot("panda")
+        self.position = np.array(self.spec.home)
+        self.commands: list[tuple[float, np.ndarray]] = []
+        """(steady time of arrival, positions) of each command."""
+        self.gate: dict[str, Any] = {}
+        self.states: list[tuple[float, str, str]] = []
+        """(steady time, state, reason) of the gate."""
+        self.joint_states_on = self.heartbeat_on = True
+        self.pressed = False
+        node = client.node
+        self._states = node.create_publisher(JointState, "joint_states", SENSOR_QOS)
+        self._estop = node.create_publisher(Bool, "e_stop", COMMAND_QOS)
+        self._chunks = node.create_publisher(JointTrajectory, "policy/chunk", COMMAND_QOS)
+        self._heard = [
+            node.create_subscription(Float64MultiArray, "forward_position_controller/commands", self._on_command, COMMAND_QOS),
+            node.create_subscription(String, "gate_node/state", self._on_gate, LATCHED_QOS),
+        ]
+        self._loops = [client.every(0.01, self._publish_state), client.every(0.05, self._publish_heartbeat)]
+
+    def close(self) -> None:
+        for end in self._loops:
+            end()
+        for publisher in (self._states, self._estop, self._chunks):
+            self.client.node.destroy_publisher(publisher)
+        for subscription in self._heard:
+            self.client.node.destroy_subscription(subscription)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.spec.joints + tuple(g.joint for g in self.spec.grippers)
+
+    def _publish_state(self) -> None:
+        if self.joint_states_on:
+            self._states.publish(joint_state(self.spec.joints, self.position, time.time_ns()))
+
+    def _publish_heartbeat(self) -> None:
+        if self.heartbeat_on:
+            self._estop.publish(Bool(data=self.pressed))
+
+    def press(self) -> None:
+        self.pressed = True
+        self._publish_heartbeat()
+
+    def _on_command(self, message: Float64MultiArray) -> None:
+        self.position = np.array(message.data)
+        self.commands.append((time.monotonic(), self.position))
+
+    def _on_gate(self, message: String) -> None:
+        self.gate = json.loads(message.data)
+        self.states.append((time.monotonic(), self.gate["state"], self.gate["reason"]))
+
+    def send_chunk(
+        self, target: np.ndarray, *, names: tuple[str, ...] | None = None, steps: int = 10, age_s: float = 0.0
+    ) -> None:
+        """Ask for a straight line from here to ``target`` (joints), grippers open."""
+        way = np.linspace(0, 1, steps + 1)[1:, None]
+        joints = self.position + way * (target - self.position)
+        rows = np.concatenate([joints, -np.ones((steps, len(self.names) - len(self.spec.joints)))], axis=1)
+        message = chunk_message(
+            rows,
+            names or self.names,
+            stamp_ns=time.time_ns() - int(age_s * 1e9),
+            period_ns=50_000_000,
+            source='{"source": "policy"}',
+        )
+        self._chunks.publish(message)
+
+    def wait_for(self, state: str, timeout_s: float = 20.0) -> None:
+        wait_until(lambda: self.gate.get("state") == state, timeout_s, what=f"gate state {state}; it is {self.gate}")
+
+    def take_down(self) -> None:
+        """Bring the gate back to unconfigured, whatever state it is in; nothing if it has ended."""
+        for number in (DEACTIVATE, CLEANUP):
+            with contextlib.suppress(AssertionError):
+                self.client.call(
+                    "gate_node/change_state", ChangeState, ChangeState.Request(transition=Transition(id=number)), 2.0
+                )
+
+    def bring_up(self, *, armed: bool = True) -> None:
+        """Configure, activate, arm, reset: READY."""
+        assert self.client.transition("gate_node", CONFIGURE, ACTIVATE)
+        if armed:
+            assert self.client.set_bool("gate_node/arm", True)[0]
+        wait_until(lambda: self.client.trigger("gate_node/reset")[0], what="reset")
+        self.wait_for("ready")
+
+
+def gate(**parameters: Any) -> NodeProcess:
+    """Return a gate of the Panda's position controller."""
+    return node("gate_node", **({"robot": "panda", "interface": "position"} | parameters))
+
+
+def largest_steps(commands: list[tuple[float, np.ndarray]], rate_hz: float) -> Mapping[str, np.ndarray]:
+    """Return the largest velocity and acceleration of each joint, by differences of the commands as sent."""
+    positions = np.array([p for _, p in commands])
+    velocity = np.diff(positions, axis=0) * rate_hz
+    return {"velocity": np.abs(velocity).max(axis=0), "acceleration": np.abs(np.diff(velocity, axis=0) * rate_hz).max(axis=0)}
