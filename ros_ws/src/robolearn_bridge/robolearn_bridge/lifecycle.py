@@ -8,10 +8,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from robolearn_bridge.environment import exit_unless_one_ros
-
-exit_unless_one_ros()  # before rclpy loads its libraries
-
 from rclpy import init, ok, try_shutdown
 from rclpy._rclpy_pybind11 import RCLError
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor

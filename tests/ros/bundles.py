@@ -1,0 +1,35 @@
+"""A bundle of an untrained policy: its actions depend on every observation, which is all that a transport test needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hardware import load_robot
+from robolearn.core.observation import flat_streams, select_observation
+from robolearn.core.types import ENVIRONMENT_STATE, STATE
+from robolearn.data.normalizer import Normalizer, Statistics
+from robolearn.deploy.bundle import Bundle, BundleParts, write_bundle
+from robolearn.deploy.contracts import contract_from_names
+from robolearn.deploy.executor import ExecutorConfig
+from robolearn.policies import config_class, make_policy
+from robolearn.policies.loading import save_policy
+from sim_envs.task import EnvOptions, make_env
+
+FINGERS = ("panda_finger_joint1", "panda_finger_joint2")
+
+
+def untrained_bundle(folder: Path, *, task: str = "lift", exec_horizon: int = 8) -> Bundle:
+    torch.manual_seed(0)
+    env = make_env(task, EnvOptions(1))
+    spaces = select_observation(env.spec.spaces, [STATE, ENVIRONMENT_STATE])
+    env.close()
+    rng = np.random.default_rng(0)
+    rows = {key: rng.uniform(-1, 1, (100, size)) for key, size in flat_streams(spaces).items()}
+    normalizer = Normalizer(flat_streams(spaces)).fit({key: Statistics.of(value) for key, value in rows.items()})
+    policy = make_policy("chunk_bc", config_class("chunk_bc")(), spaces, normalizer)
+    save_policy(folder / "checkpoint", policy, averaged=policy.state_dict())
+    contract = contract_from_names(spaces, arm_joints=load_robot("panda").joints, finger_joints=FINGERS)
+    return write_bundle(folder / "bundle", BundleParts(folder / "checkpoint", contract, ExecutorConfig(exec_horizon), task))
