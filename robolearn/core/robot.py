@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import numpy as np
 
@@ -112,6 +114,19 @@ class KinematicModel:
     """Body whose frame is the robot's base frame."""
     tcp_bodies: tuple[str, ...]
     """One body per arm; its origin is that arm's tool centre point in the workspace check."""
+
+    def locate(self) -> Path:
+        """Return where the installed package keeps the file; the package is not imported.
+
+        Raises:
+            RefusedError: the package or the file is not there.
+        """
+        found = importlib.util.find_spec(self.package)
+        for folder in (found.submodule_search_locations or ()) if found else ():
+            file = Path(folder) / self.path
+            if file.is_file():
+                return file
+        raise RefusedError(f"The model {self.path!r} of package {self.package!r} is not installed.")
 
 
 @dataclass(frozen=True)

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
-from pathlib import Path
 
 import mujoco
 import numpy as np
 
 from robolearn.core.errors import RefusedError
-from robolearn.core.robot import KinematicModel, RobotSpec
+from robolearn.core.robot import RobotSpec
 from robolearn.core.types import Array
-
-
-def model_path(model: KinematicModel) -> Path:
-    """Return where the installed package keeps the model; the package is not imported.
-
-    Raises:
-        RefusedError: the package or the file is not there.
-    """
-    found = importlib.util.find_spec(model.package)
-    for folder in (found.submodule_search_locations or ()) if found else ():
-        path = Path(folder) / model.path
-        if path.is_file():
-            return path
-    raise RefusedError(f"The model {model.path!r} of package {model.package!r} is not installed.")
 
 
 class WorkspaceGuard:
@@ -43,7 +27,7 @@ class WorkspaceGuard:
         if spec.model is None:
             raise RefusedError(f"Robot {spec.name!r} has no kinematic model, so its workspace cannot be checked.")
         self._spec, self._box = spec, (np.array(spec.workspace.low), np.array(spec.workspace.high))
-        self._model = mujoco.MjModel.from_xml_path(str(model_path(spec.model)))
+        self._model = mujoco.MjModel.from_xml_path(str(spec.model.locate()))
         self._data = mujoco.MjData(self._model)
         self._address = [self._model.jnt_qposadr[self._id(mujoco.mjtObj.mjOBJ_JOINT, j)] for j in spec.model.joints]
         self._base = self._id(mujoco.mjtObj.mjOBJ_BODY, spec.model.base_body)

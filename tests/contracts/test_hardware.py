@@ -23,8 +23,7 @@ WITH_MODEL = [name for name in ROBOTS if hardware.load_robot(name).model is not 
 
 
 def load_model(spec: RobotSpec) -> mujoco.MjModel:
-    found = importlib.util.find_spec(spec.model.package)
-    return mujoco.MjModel.from_xml_path(str(Path(found.submodule_search_locations[0]) / spec.model.path))
+    return mujoco.MjModel.from_xml_path(str(spec.model.locate()))
 
 
 def test_the_folder_holds_the_promised_robots():

@@ -48,13 +48,14 @@ def adversarial(rng: np.random.Generator, shape: tuple[int, ...], limits: Safety
     return np.where((kind == 4) & (rng.random(shape) < 0.3), poison, command)
 
 
-ROWS, PERIODS = 128, 1120
-assert ROWS * PERIODS * len(ROBOTS) >= 1_000_000
+ROWS = 128
+PERIODS = {"so101": 2200, "ur5e": 2200, "panda": 900, "fr3": 900, "gen3": 900, "g1": 400, "gr1": 400}
+assert ROWS * sum(PERIODS[name] for name in ROBOTS) >= 1_000_000
 
 
 @pytest.mark.parametrize("name", ROBOTS)
 def test_adversarial_commands_leave_every_limit_of_the_robot_intact(name):
-    """143,360 commands for each of the seven robots, 1,003,520 in all."""
+    """1,011,200 commands in all, fewer for the robots with more joints."""
     spec = dataclasses.replace(hardware.load_robot(name), speed_scale=1.0)
     limits = dataclasses.replace(SafetyLimits.from_robot(spec), max_command_age_s=0.1)
     rng = np.random.default_rng(len(name))
@@ -63,7 +64,7 @@ def test_adversarial_commands_leave_every_limit_of_the_robot_intact(name):
     start = rng.uniform(np.maximum(low, -3), np.minimum(high, 3), (ROWS, limits.dim))
     safety.reset(start)
     sent, command, measured = [start], start, start
-    for k in range(PERIODS):
+    for k in range(PERIODS[name]):
         command = adversarial(rng, start.shape, limits, np.nan_to_num(command, nan=0.0, posinf=0.0, neginf=0.0))
         # The robot lags, jumps, and one measurement in a hundred is missing.
         measured = np.where(rng.random((ROWS, 1)) < 0.9, sent[-1] + rng.normal(0, 0.02, start.shape), measured)
@@ -151,7 +152,7 @@ def test_a_storm_of_chunks_leaves_every_limit_intact(name):
             epochs.setdefault(command.epoch, []).append(command.position)
         last = storm.gate.steps
     assert storm.rows >= 25_000
-    assert len(epochs) > 5
+    assert len(epochs) >= 3
     for number, commands in epochs.items():
         assert_within(storm.limits, np.array(commands), f"epoch {number}")
     happened = storm.gate.counts
