@@ -1,0 +1,121 @@
+"""How unlike the training data an observation is, with a threshold that calm operation exceeds with a stated probability.
+
+The score is the mean distance to the k nearest reference observations after whitening: the Mahalanobis metric of the training
+data, so that units do not matter. The threshold is split-conformal (Vovk et al. 2005; Lei et al. 2018): observations of episodes
+that were kept apart are scored, and the ceil((n + 1)(1 - alpha))-th smallest of the n scores is exceeded by a new observation of
+the same kind with a probability of at most alpha, whatever the distribution, as long as it is exchangeable with them. Steps of
+one episode are not, so the calibration takes one number per episode, its largest score: the promise is for whole episodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from robolearn.core.errors import RefusedError
+from robolearn.core.types import Array
+
+
+@dataclass(frozen=True)
+class NoveltyConfig:
+    """How the score is made."""
+
+    neighbours: int = 5
+    """k, reference observations whose mean distance is the score."""
+    alpha: float = 0.05
+    """Allowed part of calm episodes with a step beyond the threshold."""
+    references: int = 2000
+    """Reference observations that are kept; more are thinned evenly."""
+    ridge: float = 1e-3
+    """Added to every eigenvalue of the correlations, so that a direction without variance does not decide alone."""
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 1 or self.references < self.neighbours:
+            raise RefusedError(f"neighbours={self.neighbours} must lie in [1, references={self.references}].")
+        if not (0 < self.alpha < 1 and np.isfinite(self.ridge) and self.ridge > 0):
+            raise RefusedError(f"alpha={self.alpha} must lie in (0, 1) and ridge={self.ridge} be positive.")
+
+
+class NoveltyScore:
+    """Score of observations (b, d) against reference observations; 1 is the threshold."""
+
+    def __init__(self, centre: Array, whitening: Array, references: Array, *, threshold: float, neighbours: int) -> None:
+        d = len(centre)
+        if whitening.shape != (d, d) or references.shape[1:] != (d,) or len(references) < neighbours:
+            raise RefusedError(f"Shapes {whitening.shape}, {references.shape} do not fit {d} elements, {neighbours} neighbours.")
+        if not (np.isfinite(threshold) and threshold > 0):
+            raise RefusedError(f"The novelty threshold {threshold} must be positive and finite.")
+        self._centre, self._whitening, self._references = centre, whitening, references
+        self._squares = (references**2).sum(axis=1)
+        self._threshold, self._neighbours = threshold, neighbours
+
+    @classmethod
+    def fit(cls, reference: Array, calibration: list[Array], *, config: NoveltyConfig | None = None) -> NoveltyScore:
+        """Make a score from training observations (n, d) and the episodes (t, d) that were kept apart.
+
+        Raises:
+            RefusedError: too few observations or episodes for alpha, different widths, or a number that is not finite.
+        """
+        config = config or NoveltyConfig()
+        reference = np.asarray(reference, float)
+        if reference.ndim != 2 or len(reference) < max(config.neighbours, 2):
+            raise RefusedError(f"The reference is (n, d) with n at least {max(config.neighbours, 2)}, got {reference.shape}.")
+        rank = int(np.ceil((len(calibration) + 1) * (1 - config.alpha)))
+        if rank > len(calibration):
+            needed = int(np.ceil(1 / config.alpha)) - 1
+            raise RefusedError(f"alpha={config.alpha} needs {needed} calibration episodes, got {len(calibration)}.")
+        if not np.isfinite(reference).all():
+            raise RefusedError("The reference observations are not all finite.")
+        centre = reference.mean(axis=0)
+        spread = reference.std(axis=0)
+        # An element that never changed in training has no spread of its own; a thousandth of its size must do.
+        scale = np.where(spread > 1e-9 * np.maximum(np.abs(centre), 1), spread, 1e-3 * np.maximum(np.abs(centre), 1))
+        correlation = np.cov((reference - centre) / scale, rowvar=False).reshape(len(centre), -1)
+        values, vectors = np.linalg.eigh(correlation + config.ridge * np.eye(len(centre)))
+        whitening = vectors / np.sqrt(values) / scale[:, None]
+        kept = reference[np.unique(np.linspace(0, len(reference) - 1, min(config.references, len(reference))).astype(int))]
+        references = (kept - centre) @ whitening
+        raw = cls(centre, whitening, references, threshold=1.0, neighbours=config.neighbours)
+        worst = np.sort([raw(np.asarray(episode, float)).max() for episode in calibration])
+        return cls(centre, whitening, references, threshold=float(worst[rank - 1]), neighbours=config.neighbours)
+
+    def __call__(self, observation: Array) -> Array:
+        """Return score / threshold (b,) of observations (b, d); infinite where one is not finite.
+
+        Raises:
+            RefusedError: the width is not that of the reference.
+        """
+        observation = np.asarray(observation, float)
+        if observation.ndim != 2 or observation.shape[1] != len(self._centre):
+            raise RefusedError(f"Observations are (b, {len(self._centre)}), got {observation.shape}.")
+        good = np.isfinite(observation).all(axis=1)
+        white = (np.where(good[:, None], observation, self._centre) - self._centre) @ self._whitening
+        squares = (white**2).sum(axis=1)[:, None] + self._squares - 2 * white @ self._references.T
+        nearest = np.partition(squares, self._neighbours - 1, axis=1)[:, : self._neighbours]
+        score = np.sqrt(np.maximum(nearest, 0)).mean(axis=1) / self._threshold
+        return np.where(good, score, np.inf)
+
+    def state(self) -> dict[str, Array]:
+        """Return the arrays that :meth:`restore` reads; safetensors holds them beside a policy."""
+        return {
+            "centre": self._centre,
+            "whitening": self._whitening,
+            "references": self._references,
+            "threshold": np.array([self._threshold]),
+            "neighbours": np.array([self._neighbours]),
+        }
+
+    @classmethod
+    def restore(cls, state: dict[str, Array]) -> NoveltyScore:
+        """Rebuild from :meth:`state`.
+
+        Raises:
+            RefusedError: an array is missing or has the wrong shape.
+        """
+        try:
+            centre, whitening, references = (np.asarray(state[key], float) for key in ("centre", "whitening", "references"))
+            threshold, neighbours = float(state["threshold"][0]), int(state["neighbours"][0])
+        except (KeyError, IndexError) as error:
+            raise RefusedError(f"A stored novelty score lacks {error}; it holds {sorted(state)}.") from error
+        return cls(centre, whitening, references, threshold=threshold, neighbours=neighbours)
