@@ -39,13 +39,14 @@ def read_chunk(chunk: Chunk, names: tuple[str, ...]) -> Array:
     """
     try:
         values = np.asarray(chunk.values, float)
+        timing = np.array([chunk.stamp_s, chunk.step_s, 0.0 if chunk.novelty is None else chunk.novelty], float)
     except (TypeError, ValueError) as error:
-        raise RefusedError(f"shape: the values are not a table of numbers ({error}).") from error
+        raise RefusedError(f"shape: values, stamp, step and novelty are not all numbers ({error}).") from error
     if values.ndim != 2 or len(values) < 1 or values.shape[1] != len(chunk.names):
         raise RefusedError(f"shape: {len(chunk.names)} names came with values of shape {values.shape}.")
     if len(chunk.names) != len(names) or set(chunk.names) != set(names):
         raise RefusedError(f"name: came {list(chunk.names)}, expected {list(names)}.")
-    if not (np.isfinite(chunk.stamp_s) and np.isfinite(chunk.step_s) and chunk.step_s > 0):
+    if not (np.isfinite(timing[:2]).all() and chunk.step_s > 0):
         raise RefusedError(f"non_finite: stamp {chunk.stamp_s} and step {chunk.step_s} must be finite, the step positive.")
     if not np.isfinite(values).all():
         raise RefusedError(f"non_finite: {int((~np.isfinite(values)).sum())} of {values.size} values.")

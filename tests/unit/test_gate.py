@@ -202,6 +202,8 @@ def test_reset_names_everything_in_the_way():
         ({"values": np.zeros((20, 7))}, "shape"),
         ({"values": np.zeros(8)}, "shape"),
         ({"values": "abc"}, "shape"),
+        ({"stamp_s": "now"}, "shape"),
+        ({"novelty": [1.0, 2.0]}, "shape"),
         ({"names": ("panda_joint1",) * 8}, "name"),
         ({"step_s": 0.0}, "non_finite"),
         ({"stamp_s": float("nan")}, "non_finite"),
