@@ -37,7 +37,9 @@ class DemosRecipe:
     path: str = ""
     """Folder of the episode store; empty uses no demonstrations."""
     episodes: int = 0
-    """First so many successes; 0 means all."""
+    """First so many; 0 means all."""
+    successes_only: bool = True
+    """Leave failed demonstrations out."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,17 @@ def _demos(recipe: RefineRecipe, base: Any, refiner: Any) -> ReplayBuffer | None
     if not (path / "store.json").exists():
         raise RefusedError(f"No episode store at {path}; collect demonstrations first or set demos.path to nothing.")
     store = EpisodeStore.open(path, task=recipe.env.task, fidelity=recipe.env.fidelity)
-    episodes = select_episodes(store, successes_only=True, limit=recipe.demos.episodes or None)
+    episodes = select_episodes(store, successes_only=recipe.demos.successes_only, limit=recipe.demos.episodes or None)
     horizon = recipe.evaluate.exec_horizon
     return demonstration_replay(
-        base, store, episodes, exec_horizon=horizon, plan_steps=refiner.plan_steps, seed=recipe.online.seed
+        base,
+        store,
+        episodes,
+        exec_horizon=horizon,
+        plan_steps=refiner.plan_steps,
+        discount=refiner.discount,
+        timeouts_fail=recipe.online.truncation == "failure",
+        seed=recipe.online.seed,
     )
 
 
@@ -162,7 +171,7 @@ def _judge(recipe: RefineRecipe, console: Console | None) -> Callable[[Any], dic
         result = run_episodes(env, policy, seeds, rollout_config(_as_recipe(recipe)))
         low, high = result.interval()
         lengths = [episode.length for episode in result.episodes]
-        row = {"successes": result.successes, "episodes": len(result.episodes), "low": low, "high": high}
+        row: dict[str, object] = {"successes": result.successes, "episodes": len(result.episodes), "low": low, "high": high}
         row["mean_length"] = sum(lengths) / max(1, len(lengths))
         if console is not None:
             console.print(f"validation: {result.successes}/{len(result.episodes)} [{low:.3f}, {high:.3f}]", highlight=False)

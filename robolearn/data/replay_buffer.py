@@ -1,14 +1,14 @@
 """Replay: preallocated tensors on the training device, one row per control step of each environment.
 
 A *lane* is one environment; all lanes advance together, so a control step of the batch is one slab of rows. A row holds what the
-decision of that step saw (``condition``), the action that was executed, the method's own fields, and the step's result. Returns over
-several steps and action chunks are put together at sampling time from consecutive rows of a lane.
+decision of that step saw (``condition``), the action that was executed, the method's own fields, and the step's result. Returns
+over several steps and action chunks are put together at sampling time from consecutive rows of a lane.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from torch import Tensor
 from robolearn.core.errors import RefusedError
 
 CONDITION, ACTION, REWARD, TERMINATED, ENDED = "condition", "action", "reward", "terminated", "ended"
+OUTCOME, SETTLED = "outcome", "settled"
+
+
+_TENSORS = ("actions", "returns", "bootstrap", "outcomes", "settled")
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,16 @@ class ReplayBatch:
     following: Mapping[str, Tensor]
     """Field -> (b, d) at the step that is bootstrapped from; meaningless where ``bootstrap`` is 0."""
     actions: Tensor
-    """(b, n, a) executed actions; steps past the end of the episode hold what had been planned (see :meth:`ReplayBuffer.sample`)."""
+    """(b, n, a) executed actions; steps past the end of the episode hold what had been planned (see
+    :meth:`ReplayBuffer.sample`)."""
     returns: Tensor
     """(b,) ``sum_j discount^j reward_j`` over the steps inside the episode."""
     bootstrap: Tensor
     """(b,) factor of the value at ``following``: ``discount^m`` after m steps, 0 where the episode terminated."""
+    outcomes: Tensor
+    """(b,) discounted return from the first step to the end of the episode, where that end is known and terminal; else 0."""
+    settled: Tensor
+    """(b,) bool: that return is known, and is one of the policy that is refined (a demonstration's is not)."""
 
     @property
     def condition(self) -> Tensor:
@@ -42,17 +51,22 @@ class ReplayBatch:
 class ReplayBuffer:
     """Ring of ``capacity`` rows in ``lanes`` lanes.
 
-    A truncated episode is bootstrapped through: a window that reaches its last row bootstraps from the state of that row (the latest at
-    which a decision was recorded) and leaves the result of that step out. So only the last step of a truncated episode is unused.
+    A truncated episode is bootstrapped through: a window that reaches its last row bootstraps from the state of that row (the
+    latest at which a decision was recorded) and leaves the result of that step out. So only the last step of a truncated
+    episode is unused.
     """
 
-    def __init__(self, *, lanes: int, capacity: int, dims: Mapping[str, int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, *, lanes: int, capacity: int, dims: Mapping[str, int], discount: float, device: torch.device | str = "cpu"
+    ) -> None:
         """Allocate all memory.
 
         Args:
             lanes: environments.
             capacity: rows in all lanes together; rounded down to whole slabs.
-            dims: field -> elements; must name ``condition`` and ``action``. A field ``plan`` holds, flattened, the actions that were
+            discount: per control step.
+            dims: field -> elements; must name ``condition`` and ``action``. A field ``plan`` holds, flattened, the actions
+            that were
                 planned from this step on, itself included.
             device: where everything lives.
 
@@ -69,6 +83,10 @@ class ReplayBuffer:
         self._reward = torch.zeros(slabs, lanes, device=device)
         self._terminated = torch.zeros(slabs, lanes, dtype=torch.bool, device=device)
         self._ended = torch.zeros(slabs, lanes, dtype=torch.bool, device=device)
+        self._outcome = torch.zeros(slabs, lanes, device=device)
+        self._settled = torch.zeros(slabs, lanes, dtype=torch.bool, device=device)
+        self._discount = discount
+        self._age = [0] * lanes
         self._written = 0
 
     def __len__(self) -> int:
@@ -104,10 +122,26 @@ class ReplayBuffer:
         for name, value in fields.items():
             self._fields[name][at] = value
         self._reward[at], self._terminated[at], self._ended[at] = reward, terminated, terminated | truncated
+        self._outcome[at], self._settled[at] = 0.0, False
         self._written += 1
+        self._close_episodes(terminated, terminated | truncated)
+
+    def _close_episodes(self, terminated: Tensor, ended: Tensor) -> None:
+        """Write the returns to go of the episodes that terminated with the newest step into all their rows."""
+        self._age = [age + 1 for age in self._age]
+        if not bool(ended.any()):
+            return
+        for lane, (over, terminal) in enumerate(zip(ended.tolist(), terminated.tolist(), strict=True)):
+            if over and terminal:
+                length = min(self._age[lane], self.slabs)
+                rows = torch.arange(self._written - length, self._written, device=self.device) % self.slabs
+                self._outcome[rows, lane] = returns_to_go(self._reward[rows, lane], self._discount)
+                self._settled[rows, lane] = True
+            if over:
+                self._age[lane] = 0
 
     def fill(self, fields: Mapping[str, Tensor], *, reward: Tensor, terminated: Tensor, ended: Tensor) -> None:
-        """Hold exactly these steps, (steps, lanes, d) each and (steps, lanes): a whole data set at once.
+        """Hold exactly these steps, (steps, lanes, d) each and (steps, lanes): a whole data set of another policy at once.
 
         Raises:
             RefusedError: there are more steps than the buffer holds, or a value is not finite.
@@ -117,19 +151,27 @@ class ReplayBuffer:
         for name, value in {**fields, REWARD: reward}.items():
             if not value.isfinite().all():
                 raise RefusedError(f"Replay field {name!r} holds a value that is not finite.")
-        self._written = len(reward)
-        self.restore({**fields, REWARD: reward, TERMINATED: terminated, ENDED: ended, "written": torch.tensor(len(reward))})
+        outcome = torch.zeros_like(reward)
+        for lane in range(self.lanes):
+            last = torch.nonzero(ended[:, lane])[:, 0].tolist()
+            for first, end in zip([0, *(i + 1 for i in last)], [i + 1 for i in last], strict=False):
+                if terminated[end - 1, lane]:
+                    outcome[first:end, lane] = returns_to_go(reward[first:end, lane], self._discount)
+        settled = torch.zeros_like(ended)
+        rows = {**fields, REWARD: reward, TERMINATED: terminated, ENDED: ended, OUTCOME: outcome, SETTLED: settled}
+        age = torch.zeros(self.lanes, dtype=torch.int64)
+        self.restore({**rows, "written": torch.tensor(len(reward)), "age": age})
 
-    def sample(self, rows: int, *, steps: int, discount: float, rng: torch.Generator) -> ReplayBatch:
+    def sample(self, rows: int, *, steps: int, rng: torch.Generator) -> ReplayBatch:
         """Draw ``rows`` windows of up to ``steps`` control steps, uniformly over the rows that have a usable successor.
 
         A window ends early where its episode ends. Actions after a terminated step are taken from the ``plan`` field of that step
-        where the buffer has one, else its last action is repeated: a critic over whole chunks needs all entries, whatever they are.
+        where the buffer has one, else its last action is repeated: a critic over whole chunks needs all entries, whatever they
+        are.
 
         Args:
             rows: b.
             steps: n, control steps.
-            discount: per control step.
             rng: on the buffer's device.
 
         Raises:
@@ -145,9 +187,10 @@ class ReplayBuffer:
         at = start % self.slabs
         unused = self._ended[at, lane] & ~self._terminated[at, lane]
         start = start + torch.where(start > oldest, -1, 1) * unused
-        return self._windows(start, lane, steps=steps, discount=discount)
+        return self._windows(start, lane, steps=steps)
 
-    def _windows(self, start: Tensor, lane: Tensor, *, steps: int, discount: float) -> ReplayBatch:
+    def _windows(self, start: Tensor, lane: Tensor, *, steps: int) -> ReplayBatch:
+        discount = self._discount
         offsets = torch.arange(steps, device=self.device)
         # Steps beyond the newest row do not exist yet: such a window is short, and bootstraps from the newest row.
         available = (self._written - 1 - start).clamp(max=steps)
@@ -170,6 +213,8 @@ class ReplayBuffer:
             actions=self._chunk(index, lanes, taken, counts),
             returns=returns,
             bootstrap=bootstrap,
+            outcomes=self._outcome[start % self.slabs, lane],
+            settled=self._settled[start % self.slabs, lane],
         )
 
     def _chunk(self, index: Tensor, lanes: Tensor, taken: Tensor, counts: Tensor) -> Tensor:
@@ -191,8 +236,12 @@ class ReplayBuffer:
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that :meth:`restore` reads; only the rows in use."""
         used = min(self._written, self.slabs)
-        rows = {**self._fields, REWARD: self._reward, TERMINATED: self._terminated, ENDED: self._ended}
-        return {name: value[:used] for name, value in rows.items()} | {"written": torch.tensor(self._written)}
+        rows = {name: value[:used] for name, value in self._rows().items()}
+        return rows | {"written": torch.tensor(self._written), "age": torch.tensor(self._age)}
+
+    def _rows(self) -> dict[str, Tensor]:
+        results = {REWARD: self._reward, TERMINATED: self._terminated, ENDED: self._ended}
+        return {**self._fields, **results, OUTCOME: self._outcome, SETTLED: self._settled}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue with the rows of :meth:`state`.
@@ -200,12 +249,12 @@ class ReplayBuffer:
         Raises:
             RefusedError: the rows have other fields, sizes or lanes than this buffer.
         """
-        rows = {**self._fields, REWARD: self._reward, TERMINATED: self._terminated, ENDED: self._ended}
+        rows = self._rows()
         wanted = {name: tuple(value.shape[1:]) for name, value in rows.items()}
-        came = {name: tuple(value.shape[1:]) for name, value in state.items() if name != "written"}
-        if wanted != came or "written" not in state:
+        came = {name: tuple(value.shape[1:]) for name, value in state.items() if name not in ("written", "age")}
+        if wanted != came or not {"written", "age"} <= set(state):
             raise RefusedError(f"The saved replay has the fields {came}, this run's buffer {wanted}.")
-        self._written = int(state["written"])
+        self._written, self._age = int(state["written"]), state["age"].tolist()
         used = min(self._written, self.slabs)
         for name, value in rows.items():
             if len(state[name]) != used:
@@ -214,18 +263,21 @@ class ReplayBuffer:
 
 
 def sample_mixed(
-    online: ReplayBuffer, demos: ReplayBuffer | None, demo_rows: int, rows: int, *, steps: int, discount: float, rng: torch.Generator
+    online: ReplayBuffer, demos: ReplayBuffer | None, demo_rows: int, rows: int, *, steps: int, rng: torch.Generator
 ) -> ReplayBatch:
     """Draw ``rows`` windows, ``demo_rows`` of them from the demonstrations (Ball et al. 2023, RLPD's symmetric sampling)."""
     if demos is None or demo_rows == 0:
-        return online.sample(rows, steps=steps, discount=discount, rng=rng)
-    if len(online) <= steps * online.lanes:
-        return demos.sample(rows, steps=steps, discount=discount, rng=rng)
-    first = online.sample(rows - demo_rows, steps=steps, discount=discount, rng=rng)
-    second = demos.sample(demo_rows, steps=steps, discount=discount, rng=rng)
-    joined = {
-        name: {k: torch.cat((v, getattr(second, name)[k])) for k, v in getattr(first, name).items()}
-        for name in ("fields", "following")
-    }
-    tensors = {name: torch.cat((getattr(first, name), getattr(second, name))) for name in ("actions", "returns", "bootstrap")}
-    return replace(first, **joined, **tensors)
+        return online.sample(rows, steps=steps, rng=rng)
+    first = online.sample(rows - demo_rows, steps=steps, rng=rng)
+    second = demos.sample(demo_rows, steps=steps, rng=rng)
+    tensors = {name: torch.cat((getattr(first, name), getattr(second, name))) for name in _TENSORS}
+    fields = {name: torch.cat((value, second.fields[name])) for name, value in first.fields.items()}
+    following = {name: torch.cat((value, second.following[name])) for name, value in first.following.items()}
+    return ReplayBatch(fields=fields, following=following, **tensors)
+
+
+def returns_to_go(reward: Tensor, discount: float) -> Tensor:
+    """Return (t,) ``G_i = sum_j discount^j reward_(i + j)`` of one episode's rewards (t,)."""
+    powers = discount ** torch.arange(len(reward), device=reward.device, dtype=torch.float64)
+    later = (reward * powers).flip(0).cumsum(0).flip(0)
+    return (later / powers).to(reward.dtype)

@@ -115,7 +115,7 @@ class ChunkExecutor:
             "cursor": self._cursor,
             "fresh": self._fresh,
         }
-        return {name: value.copy() for name, value in queue.items()} | {
+        return {name: np.array(value) for name, value in queue.items()} | {
             f"history/{k}": v.copy() for k, v in self._history.items()
         }
 

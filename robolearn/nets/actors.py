@@ -64,8 +64,8 @@ class TanhGaussian(nn.Module):
     def sample(self, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return samples (b, dim_out) for standard normal ``noise`` of that shape, and their log densities (b,).
 
-        ``log p(w) = sum(log N(u; mean, std) - log(bound (1 - tanh(u)^2)))`` with ``w = bound tanh(u)``; the last term is computed as
-        ``2 (log 2 - u - softplus(-2 u))``, which stays finite for large u.
+        ``log p(w) = sum(log N(u; mean, std) - log(bound (1 - tanh(u)^2)))`` with ``w = bound tanh(u)``; the last term is
+        computed as ``2 (log 2 - u - softplus(-2 u))``, which stays finite for large u.
         """
         mean, log_std = self.net(features).float().chunk(2, dim=-1)
         log_std = log_std.clamp(*LOG_STD_RANGE)

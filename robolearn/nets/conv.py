@@ -1,10 +1,10 @@
 """Convolutions over time, (b, channels, 1, time): torch's two-dimensional ones with a height of one, kept channels-last.
 
-That layout is the one oneDNN computes in, so a CPU re-arranges no activations (10-25 % faster training than ``nn.Conv1d`` at batch
-256), and it is what ``(b, time, channels)`` already is in memory. torch also re-arranges the weights at every call, which costs more
-than the convolution itself where the batch is small; without gradients the re-arranged weights are kept here instead, until the
-weights change (with the operators that ``torch.compile`` uses on frozen weights). One core of an AMD EPYC, kernel 5, batch 1: 256
-channels at 4 steps 0.11 against 0.48 ms, 512 at 8 steps 0.52 against 1.99 ms; batch 50: 7-12 % faster.
+That layout is the one oneDNN computes in, so a CPU re-arranges no activations (10-25 % faster training than ``nn.Conv1d`` at
+batch 256), and it is what ``(b, time, channels)`` already is in memory. torch also re-arranges the weights at every call, which
+costs more than the convolution itself where the batch is small; without gradients the re-arranged weights are kept here
+instead, until the weights change (with the operators that ``torch.compile`` uses on frozen weights). One core of an AMD EPYC,
+kernel 5, batch 1: 256 channels at 4 steps 0.11 against 0.48 ms, 512 at 8 steps 0.52 against 1.99 ms; batch 50: 7-12 % faster.
 """
 
 from __future__ import annotations

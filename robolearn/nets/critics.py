@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -43,7 +44,7 @@ class CriticEnsemble(nn.Module):
         super().__init__()
         sizes = [dim_in, *[config.width] * config.layers, 1]
         members = config.members
-        self.weights = nn.ParameterList(_uniform(members, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.weights = nn.ParameterList(_uniform(members, a, b) for a, b in pairwise(sizes))
         self.biases = nn.ParameterList(torch.zeros(members, 1, b) for b in sizes[1:])
         hidden = sizes[1:-1] if config.layer_norm else []
         self.norm_scales = nn.ParameterList(torch.ones(members, 1, b) for b in hidden)

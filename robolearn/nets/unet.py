@@ -117,7 +117,7 @@ class ResidualBlock(nn.Module):
         self.film_sizes = [dim_out, dim_out] if self.scaled else [dim_out]
 
     def forward(self, x: Tensor, films: Iterator[Tensor]) -> Tensor:
-        """Map (b, dim_in, 1, h) to (b, dim_out, 1, h); takes its modulations (b, dim_out, 1, 1), the scale first, from ``films``."""
+        """Map (b, dim_in, 1, h) to (b, dim_out, 1, h); ``films`` gives modulations (b, dim_out, 1, 1), the scale first."""
         y = self.first(x)
         if self.scaled:
             scale = next(films)

@@ -31,7 +31,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.residual_scale <= 2.0:
-            raise RefusedError(f"residual_scale={self.residual_scale} must lie in (0, 2]: 0 corrects nothing, 2 spans every action.")
+            raise RefusedError(
+                f"residual_scale={self.residual_scale} must lie in (0, 2]: 0 corrects nothing, 2 spans every action."
+            )
 
 
 class Policy(nn.Module):
@@ -56,7 +58,8 @@ class Policy(nn.Module):
         low, high = torch.tensor(spaces.action_low), torch.tensor(spaces.action_high)
         self.register_buffer("action_centre", (low + high) / 2, persistent=False)
         self.register_buffer("action_half_range", (high - low) / 2, persistent=False)
-        self.actor = ZeroHeadMlp(base.encoder.condition_dim + spaces.action_dim, spaces.action_dim, config.actor)
+        encoder: Any = base.encoder
+        self.actor = ZeroHeadMlp(encoder.condition_dim + spaces.action_dim, spaces.action_dim, config.actor)
 
     def card(self) -> dict[str, object]:
         """Return what :func:`robolearn.policies.loading.load_policy` needs besides the weights; JSON-serialisable."""

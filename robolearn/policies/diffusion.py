@@ -156,7 +156,7 @@ class Policy(nn.Module):
         return self.decode(observation, standard_normal(rng, (rows, *self.latent_shape)))
 
     def condition(self, observation: Mapping[str, Tensor], rng: torch.Generator | None = None) -> Tensor:
-        """Return what conditions the chunk, (b, c): the encoded observation key -> (b, o, ...), raw units; ``rng`` draws crops."""
+        """Return what conditions the chunk, (b, c): encodes an observation key -> (b, o, ...), raw units; ``rng`` draws crops."""
         normalize = self.normalizer.apply
         streams = {k: observation[k] if is_image(k) else normalize(k, observation[k]) for k in self.spaces.observation}
         return self.encoder(streams, rng)

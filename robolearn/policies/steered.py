@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robolearn.core.config import variant
 from robolearn.core.errors import RefusedError
-from robolearn.core.protocols import CorrectingPolicy, LatentPolicy, RandomSource
+from robolearn.core.protocols import LatentPolicy, RandomSource
 from robolearn.core.seeding import standard_normal
 from robolearn.core.types import ActionChunk, Array, Observation, Spaces
 from robolearn.data.normalizer import Normalizer
@@ -58,9 +58,9 @@ class Policy(nn.Module):
         super().__init__()
         base = make_policy(config.base.name, config.base.config, spaces, normalizer)
         if not isinstance(base, LatentPolicy) or not isinstance(base, nn.Module):
-            raise RefusedError(f"Policy {config.base.name!r} cannot be steered: it has no latent noise to decode from.")
-        if isinstance(base, CorrectingPolicy):
-            raise RefusedError(f"Policy {config.base.name!r} corrects its actions; steer its base first and correct the result.")
+            raise RefusedError(
+                f"Policy {config.base.name!r} cannot be steered: it has no latent noise. Steer first, then correct."
+            )
         self.config, self.base = config, base.requires_grad_(False)
         self.spaces, self.obs_horizon, self.pred_horizon = base.spaces, base.obs_horizon, base.pred_horizon
         self.latent_shape = base.latent_shape
@@ -69,11 +69,11 @@ class Policy(nn.Module):
             raise RefusedError(f"steps={config.steps} must not exceed {horizon}, the base's pred_horizon.")
         self._chosen = (1 if config.repeat else draws, 1 if config.repeat else (config.steps or horizon), action_dim)
         self.latent_dim = self._chosen[0] * self._chosen[1] * action_dim
-        condition_dim = base.encoder.condition_dim  # type: ignore[union-attr]
+        encoder: Any = base.encoder
         if config.form == "anchored":
-            self.actor: nn.Module = ZeroHeadMlp(condition_dim, self.latent_dim, config.actor)
+            self.actor: nn.Module = ZeroHeadMlp(encoder.condition_dim, self.latent_dim, config.actor)
         else:
-            self.actor = TanhGaussian(condition_dim, self.latent_dim, config.bound, config.actor)
+            self.actor = TanhGaussian(encoder.condition_dim, self.latent_dim, config.bound, config.actor)
         self.register_buffer("steered", torch.tensor(False))
 
     def card(self) -> dict[str, object]:
@@ -87,7 +87,7 @@ class Policy(nn.Module):
         return self.config.bound * torch.tanh(self.actor(condition).float())
 
     def place(self, chosen: Tensor, noise: Tensor) -> Tensor:
-        """Return latent noise (b, *latent_shape) with ``chosen`` (b, latent_dim) in it: added to ``noise`` if anchored, else set."""
+        """Return latent noise (b, *latent_shape): ``chosen`` (b, latent_dim) added to ``noise`` if anchored, else set."""
         shaped = chosen.unflatten(-1, self._chosen)
         if self.config.repeat:
             shaped = shaped.expand(-1, *self.latent_shape)
@@ -109,6 +109,10 @@ class Policy(nn.Module):
         """Return the chunk (b, h, a), raw units, where the base would decode ``latent_noise`` (b, *latent_shape)."""
         return self.base.decode_condition(condition, self.latent(condition, latent_noise))  # type: ignore[operator]
 
+    def decode_tensor(self, observation: Mapping[str, Tensor], latent_noise: Tensor) -> Tensor:
+        """Return the chunk (b, h, a), raw units, of tensors key -> (b, o, ...) and (b, *latent_shape); differentiable."""
+        return self.decode_condition(self.condition(observation), latent_noise)
+
     @property
     def encoder(self) -> Any:
         """The base's observation encoder."""
@@ -118,6 +122,9 @@ class Policy(nn.Module):
         """See :meth:`robolearn.core.protocols.LatentPolicy.decode`."""
         device = self.steered.device
         tensors = self.encoder.read(observation, device)
+        rows = len(next(iter(tensors.values())))
+        if tuple(latent_noise.shape) != (rows, *self.latent_shape):
+            raise RefusedError(f"latent_noise must have shape {(rows, *self.latent_shape)}, got {latent_noise.shape}.")
         with torch.inference_mode():
             noise = torch.as_tensor(latent_noise, dtype=torch.float32, device=device)
             return ActionChunk(self.decode_condition(self.condition(tensors), noise).float().cpu().numpy())

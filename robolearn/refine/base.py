@@ -15,6 +15,7 @@ from robolearn.core.config import Named
 from robolearn.core.errors import RefusedError
 from robolearn.core.observation import flat_streams
 from robolearn.data.normalizer import Normalizer
+from robolearn.data.replay_buffer import ReplayBatch
 from robolearn.policies import make_policy
 from robolearn.train.checkpoint import require_same_tensors
 
@@ -93,3 +94,11 @@ def restore_modules(
                 index, field = key.removeprefix(f"optimizer/{name}/").split("/")
                 state.setdefault(int(index), {})[field] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def settle(target: Tensor, batch: ReplayBatch, weight: float) -> Tensor:
+    """Return ``(1 - weight) target + weight outcome`` where the episode's outcome is known, and ``target`` elsewhere, (b,).
+
+    Half bootstrapped, half Monte Carlo: unbiased for the policy that acted, and immediate over any number of steps.
+    """
+    return torch.where(batch.settled, torch.lerp(target, batch.outcomes, weight), target)

@@ -1,16 +1,19 @@
 """Latent-noise steering: reinforcement learning chooses the noise from which a frozen generative policy decodes its chunk.
 
-DSRL (Wagenmaker et al. 2025, "Steering Your Diffusion Policy with Latent Space Reinforcement Learning"), with action critics on executed
-chunks of k control steps. ``D(s, w)`` is the frozen decoder, ``d`` the discount per control step:
+DSRL (Wagenmaker et al. 2025, "Steering Your Diffusion Policy with Latent Space Reinforcement Learning"), with action critics
+on executed chunks of k control steps. ``D(s, w)`` is the frozen decoder, ``d`` the discount per control step:
 
-- critics: ``(Q_i(s, a) - y)^2``, ``y = sum_j d^j reward_j + d^k (min_subset Q'(s_k, D(s_k, w')) - soft alpha log p(w' | s_k))``
+- critics: ``(Q_i(s, a) - y)^2``, ``y = sum_j d^j reward_j + d^k (min_subset Q'(s_k, D(s_k, w')) - soft alpha log p(w' | s_k))``,
+  mixed with the episode's outcome where that is known
 - noise critics (``gradient: distilled``, DSRL-NA): ``(V_i(s, w) - Q_i(s, D(s, w)))^2``, w from N(0, I) and from the actor
 - actor, ``form: absolute``: ``E[alpha log p(w | s) - min_i V_i(s, w)]``, w = bound tanh(u), u Gaussian (SAC)
-- actor, ``form: anchored``: ``-E[mean_i V_i(s, e + shift(s))] / mean|V| + lambda mean(shift^2)``, e from N(0, I), with lambda raised while
-  ``mean(shift^2) > trust`` (dual ascent): a policy that starts exactly at its base and leaves it only as far as the trust region allows.
+- actor, ``form: anchored``: ``-E[mean_i A_i - pessimism std_i A_i] / mean|V| + lambda mean(shift^2)`` with the advantage over
+  the base's own noise ``A_i = V_i(s, e + shift(s)) - V_i(s, e)``, e from N(0, I), and lambda raised while
+  ``mean(shift^2) > trust`` (dual ascent). It starts exactly at its base, leaves it only where the critics agree that it pays,
+  and only as far as the trust region allows.
 
-``gradient: through_decoder`` puts ``Q_i(s, D(s, w))`` itself in place of V: for a small decoder that costs no more than a distillation and
-removes its error.
+``gradient: through_decoder`` puts ``Q_i(s, D(s, w))`` itself in place of V: for a small decoder that costs no more than a
+distillation and removes its error.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from robolearn.data.replay_buffer import ReplayBatch
 from robolearn.nets.actors import ActorConfig
 from robolearn.nets.critics import CriticConfig, CriticEnsemble, follow, subset_minimum
 from robolearn.policies import steered
-from robolearn.refine.base import critic_autocast, descend, module_tensors, restore_modules, wrap
+from robolearn.refine.base import critic_autocast, descend, module_tensors, restore_modules, settle, wrap
 from robolearn.train.online import Phase
 
 
@@ -50,14 +53,14 @@ class Config:
     """One latent vector for all steps of the chunk."""
     actor: ActorConfig = field(default_factory=ActorConfig)
     """The network that chooses the noise."""
-    critic: CriticConfig = field(default_factory=CriticConfig)
+    critic: CriticConfig = field(default_factory=lambda: CriticConfig(members=5, layers=2))
     """The action critics, and the noise critics where there are any."""
     window_steps: int = 4
     """k, control steps of the chunk that is valued; equal to ``evaluate.exec_horizon``."""
-    discount: float = 0.99
-    """Per control step."""
-    actor_learning_rate: float = 3.0e-4
-    """Adam's, of the actor."""
+    discount: float = 0.999
+    """Per control step. A smaller one rewards haste more than it punishes failure, and critics learn haste first."""
+    actor_learning_rate: float = 1.0e-4
+    """Adam's, of the actor and of the weight that holds it back."""
     critic_learning_rate: float = 3.0e-4
     """Adam's, of all critics."""
     actor_every: int = 2
@@ -68,6 +71,8 @@ class Config:
     """How fast target networks follow."""
     trust: float = 0.5
     """Anchored: mean squared shift per latent element that is free; the noise itself has 1."""
+    pessimism: float = 1.0
+    """Anchored: standard deviations between the critics that are taken off the advantage; critics that disagree move nothing."""
     temperature: float = 0.15
     """Absolute: weight of the entropy, or its start where it is learned."""
     learn_temperature: bool = False
@@ -78,6 +83,10 @@ class Config:
     """Absolute: a learned temperature stays below; large ones flood the values with entropy."""
     soft_backup: bool = False
     """Absolute: count the entropy in the target (SAC) or not."""
+    outcome_weight: float = 0.5
+    """Share of the return that the episode really had in the target, where it is known; the rest is bootstrapped. It carries
+    success and
+    failure back over a whole episode at once."""
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     value_range: tuple[float, float] | None = (0.0, 1.0)
@@ -151,7 +160,9 @@ class Refiner:
 
     def __init__(self, policy: steered.Policy, config: Config) -> None:
         if config.window_steps > policy.pred_horizon:
-            raise RefusedError(f"window_steps={config.window_steps} must not exceed {policy.pred_horizon}, the base's pred_horizon.")
+            raise RefusedError(
+                f"window_steps={config.window_steps} must not exceed {policy.pred_horizon}, the base's pred_horizon."
+            )
         self._policy, self._config = policy, config
         self.window_steps, self.discount, self.plan_steps = config.window_steps, config.discount, config.window_steps
         spaces, device = policy.spaces, policy.steered.device
@@ -165,12 +176,11 @@ class Refiner:
         self._log_weight = torch.nn.ParameterList([torch.tensor(math.log(config.temperature), device=device)])
         latent_size = math.prod(policy.latent_shape)
         self._noise_critics = CriticEnsemble(condition_dim + latent_size, config.critic).to(device)
-        adam = {"fused": True}
         self._optimizers = {
-            "actor": torch.optim.Adam(self._actor.parameters(), config.actor_learning_rate, **adam),
-            "critics": torch.optim.Adam(self._critics.parameters(), config.critic_learning_rate, **adam),
-            "noise_critics": torch.optim.Adam(self._noise_critics.parameters(), config.critic_learning_rate, **adam),
-            "weight": torch.optim.Adam(self._log_weight.parameters(), config.actor_learning_rate, **adam),
+            "actor": torch.optim.Adam(self._actor.parameters(), config.actor_learning_rate, fused=True),
+            "critics": torch.optim.Adam(self._critics.parameters(), config.critic_learning_rate, fused=True),
+            "noise_critics": torch.optim.Adam(self._noise_critics.parameters(), config.critic_learning_rate, fused=True),
+            "weight": torch.optim.Adam(self._log_weight.parameters(), config.actor_learning_rate, fused=True),
         }
         self._modules: dict[str, torch.nn.Module] = {
             "actor": self._actor,
@@ -209,22 +219,31 @@ class Refiner:
         chunk = self._policy.base.decode_condition(condition, latent)[:, : self.window_steps]  # type: ignore[operator]
         return ((chunk - self._centre) / self._half).clamp(-1.0, 1.0).flatten(1)
 
-    def _sample(self, condition: Tensor, rng: torch.Generator, actor: torch.nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    def _values(self, condition: Tensor, latent: Tensor) -> Tensor:
+        """Return V (e, b) of latent noise: the noise critics', or the action critics' of what is decoded from it."""
+        if self._config.gradient == "distilled":
+            return self._noise_critics(condition, latent.flatten(1)).float()
+        return self._critics(condition, self.decode(condition, latent)).float()
+
+    def _noise(self, condition: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         shape, device = self._policy.latent_shape, condition.device
         noise = torch.randn((len(condition), *shape), generator=rng, device=device)
-        extra = torch.randn((len(condition), self._policy.latent_dim), generator=rng, device=device)
-        return latent_sample(self._policy, actor, condition, noise, extra)
+        return noise, torch.randn((len(condition), self._policy.latent_dim), generator=rng, device=device)
+
+    def _sample(self, condition: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        return latent_sample(self._policy, self._actor, condition, *self._noise(condition, rng))
 
     def _update_critics(self, batch: ReplayBatch, rng: torch.Generator) -> dict[str, Tensor]:
         config = self._config
         with torch.no_grad(), critic_autocast(config.bf16, batch.returns.device):
             condition = batch.following["condition"]
-            latent, _, log_density = self._sample(condition, rng, self._actor)
+            latent, _, log_density = self._sample(condition, rng)
             following = self._target_critics(condition, self.decode(condition, latent)).float()
             value = subset_minimum(following, config.critic.subset, rng)
             if config.soft_backup:
                 value = value - self._log_weight[0].exp() * log_density
             target = batch.returns + batch.bootstrap * value
+            target = settle(target, batch, config.outcome_weight)
             if config.value_range is not None:
                 target = target.clamp(*config.value_range)
         with critic_autocast(config.bf16, batch.returns.device):
@@ -242,7 +261,7 @@ class Refiner:
         """Fit V(s, w) to Q(s, D(s, w)): half of the rows on N(0, I), where the base acts, half where the actor does."""
         condition, config = batch.condition, self._config
         with torch.no_grad(), critic_autocast(config.bf16, condition.device):
-            latent, _, _ = self._sample(condition, rng, self._actor)
+            latent, _, _ = self._sample(condition, rng)
             free = torch.randn(latent.shape, generator=rng, device=latent.device)
             own = (torch.arange(len(latent), device=latent.device) % 2 == 0)[:, None, None, None]
             latent = torch.where(own, latent, free)
@@ -257,14 +276,16 @@ class Refiner:
         condition, config = batch.condition, self._config
         weight = self._log_weight[0].exp().detach()
         with critic_autocast(config.bf16, condition.device):
-            latent, chosen, log_density = self._sample(condition, rng, self._actor)
-            if config.gradient == "distilled":
-                values = self._noise_critics(condition, latent.flatten(1)).float()
-            else:
-                values = self._critics(condition, self.decode(condition, latent)).float()
+            noise, extra = self._noise(condition, rng)
+            latent, chosen, log_density = latent_sample(self._policy, self._actor, condition, noise, extra)
+            values = self._values(condition, latent)
         if config.form == "anchored":
+            with torch.no_grad(), critic_autocast(config.bf16, condition.device):
+                usual = self._values(condition, noise)
+            advantage = values - usual
+            gain = advantage.mean(dim=0) - config.pessimism * advantage.std(dim=0)
             excess = chosen.square().mean()
-            loss = -values.mean() / values.detach().abs().mean().clamp_min(1e-3) + weight * excess
+            loss = -gain.mean() / usual.abs().mean().clamp_min(1e-3) + weight * excess
             dual = -self._log_weight[0] * (excess.detach() - config.trust)
             moves = True
         else:
@@ -282,6 +303,7 @@ class Refiner:
             "actor_loss": loss.detach() * every,
             "entropy": -log_density.detach().mean() * every,
             "weight": weight * every,
+            "advantage": (advantage.detach().mean() if config.form == "anchored" else values.detach().mean()) * every,
         }
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,11 +1,12 @@
 """Residual RL: an off-policy actor-critic learns a bounded correction of every action of a frozen policy.
 
-ResFiT (Ankile et al. 2025, "Residual Off-Policy RL for Finetuning Behavior Cloning Policies"): TD3 (Fujimoto et al. 2018) with a REDQ
-ensemble (Chen et al. 2021), layer norm, returns over n steps and half of each batch from demonstrations (RLPD, Ball et al. 2023).
-With ``a_b`` the base's action and ``r(s, a_b)`` the residual, executed is ``a = clip(a_b + r)``:
+ResFiT (Ankile et al. 2025, "Residual Off-Policy RL for Finetuning Behavior Cloning Policies"): TD3 (Fujimoto et al. 2018) with
+a REDQ ensemble (Chen et al. 2021), layer norm, returns over n steps and half of each batch from demonstrations (RLPD, Ball et
+al. 2023). With ``a_b`` the base's action and ``r(s, a_b)`` the residual, executed is ``a = clip(a_b + r)``:
 
 - critics: ``(Q_i(s, a) - y)^2``, ``y = sum_j d^j reward_j + d^n min_subset Q'(s_n, clip(a_b_n + r'(s_n, a_b_n) + smoothing))``
-- actor: ``-mean_i Q_i(s, clip(a_b + r(s, a_b)))``
+- actor: ``-mean_i Q_i(s, clip(a_b + r)) / mean|Q| + penalty mean((r / residual_scale)^2)``, normalised as in TD3+BC (Fujimoto
+  and Gu 2021, eq. 5): where the critics see no difference the residual stays small
 """
 
 from __future__ import annotations
@@ -44,20 +45,25 @@ class Config:
     """n of the n-step return, control steps."""
     discount: float = 0.99
     """Per control step."""
-    actor_learning_rate: float = 1.0e-4
-    """Adam's, of the actor."""
+    actor_learning_rate: float = 1.0e-5
+    """Adam's, of the actor; large ones saturate the residual before the critics know anything."""
+    penalty: float = 0.03
+    """Weight of the mean squared residual, relative to its bound, against the normalised value."""
     critic_learning_rate: float = 3.0e-4
     """Adam's, of the critics."""
     actor_every: int = 2
     """Critic updates per actor update (TD3's policy delay)."""
     target_rate: float = 0.005
     """How fast target networks follow."""
-    exploration: float = 0.1
+    exploration: float = 0.05
     """Standard deviation of the noise on explored residuals, normalised action units."""
-    warmup_exploration: float = 0.1
+    warmup_exploration: float = 0.05
     """The same during the warm-up, around the base's action; 0 is the base alone."""
     smoothing: float = 0.05
     """Standard deviation of the noise on the target's residual (TD3's target smoothing), clipped at three of them."""
+    outcome_floor: bool = True
+    """Lift targets to the return that the episode really had, where it is known (Wilcox et al. 2022, MCAC): values reach back
+    at once."""
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     value_range: tuple[float, float] = (0.0, 1.0)
@@ -153,6 +159,8 @@ class Refiner:
             residual = residual.clamp(-config.residual_scale, config.residual_scale)
             following = self._target_critics(batch.following["condition"], (base + residual).clamp(-1.0, 1.0)).float()
             target = batch.returns + batch.bootstrap * subset_minimum(following, config.critic.subset, rng)
+            if config.outcome_floor:
+                target = torch.maximum(target, batch.outcomes)
             target = target.clamp(*config.value_range)
         with critic_autocast(config.bf16, batch.returns.device):
             values = self._critics(batch.condition, batch.fields["action"]).float()
@@ -171,7 +179,8 @@ class Refiner:
         with critic_autocast(config.bf16, base.device):
             residual = self._policy.residual(batch.condition, base, self._actor)
             values = self._critics(batch.condition, (base + residual).clamp(-1.0, 1.0)).float()
-        loss = -values.mean()
+        size = (residual.float() / config.residual_scale).square().mean()
+        loss = -values.mean() / values.detach().abs().mean().clamp_min(1e-3) + config.penalty * size
         descend(loss, self._actor, self._actor_optimizer, config.max_gradient_norm)
         # Means are over all updates of a row of metrics, and this one happens at every actor_every-th.
         norm = residual.detach().float().square().mean().sqrt() * config.actor_every
@@ -191,7 +200,6 @@ class Refiner:
 
     def _optimizers(self) -> dict[str, Any]:
         return {"actor": self._actor_optimizer, "critics": self._critic_optimizer}
-
 
 
 def refined_policy(base: torch.nn.Module, config: Config) -> corrected.Policy:

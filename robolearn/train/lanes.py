@@ -34,10 +34,16 @@ class Outcome:
     finished: tuple[bool, ...]
     """Success of each episode that ended."""
 
-    def replay(self) -> dict[str, Any]:
-        """Return the arguments of :meth:`robolearn.data.replay_buffer.ReplayBuffer.add`."""
+    def replay(self, *, timeouts_fail: bool) -> dict[str, Any]:
+        """Return what the replay buffer's ``add`` takes; a time limit can count as an end in failure."""
         device = self.fields[CONDITION].device
-        result = {name: torch.as_tensor(np.asarray(getattr(self.step, name)), device=device) for name in ("terminated", "truncated")}
+        terminated, truncated = np.asarray(self.step.terminated), np.asarray(self.step.truncated)
+        if timeouts_fail:
+            terminated, truncated = terminated | truncated, np.zeros_like(truncated)
+        result = {
+            "terminated": torch.as_tensor(terminated, device=device),
+            "truncated": torch.as_tensor(truncated, device=device),
+        }
         reward = torch.as_tensor(np.asarray(self.step.reward, np.float32), device=device)
         return {"fields": self.fields, "reward": reward, **result}
 
@@ -121,7 +127,7 @@ class Lanes:
         return {"started": self._started, "ticks": self._ticks, "rngs": [rng.bit_generator.state for rng in self._rngs]}
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Bring the lanes back to :meth:`state` and :meth:`tensors`: running episodes are stepped again with their logged actions.
+        """Bring the lanes back to :meth:`state` and :meth:`tensors`: running episodes are stepped again as logged.
 
         Raises:
             RefusedError: the environments do not come back to the observation that was saved (another simulator or version).
@@ -153,5 +159,7 @@ class Lanes:
         self._sent_log.extend(log)
         for key, value in observation.items():
             if not np.array_equal(value, arrays[f"observation/{key}"]):
-                raise RefusedError(f"The environments did not come back to the saved {key!r}: another simulator or version made it.")
+                raise RefusedError(
+                    f"The environments did not come back to the saved {key!r}: another simulator or version made it."
+                )
         self._observation = observation

@@ -48,15 +48,19 @@ class OnlineConfig:
     env_steps: int = 75_000
     """Control steps in all, warm-up included."""
     warmup_steps: int = 10_000
-    """Leading control steps in which the frozen base acts and nothing is learned (Zhou et al. 2024, WSRL)."""
-    critic_only_steps: int = 2_000
-    """Control steps after the warm-up in which only the critics learn."""
+    """Leading control steps in which the frozen base acts (Zhou et al. 2024, WSRL); only the critics learn."""
+    learning_starts: int = 1_000
+    """Control steps after which updates begin, at most ``warmup_steps``."""
     utd_ratio: float = 0.5
     """Updates per control step."""
     batch_size: int = 256
     """Transitions per update."""
     demo_fraction: float = 0.5
     """Share of every batch that comes from the demonstrations; 0 uses none."""
+    truncation: Literal["bootstrap", "failure"] = "bootstrap"
+    """What the time limit means: ``bootstrap`` goes on with the value of the last state (Pardo et al. 2018); ``failure`` ends
+    with 0, where a
+    task counts as failed when its time is up. The value of hopeless states sinks faster then."""
     replay_capacity: int = 1_000_000
     """Control steps kept."""
     evaluate_every: int = 12_500
@@ -77,8 +81,8 @@ class OnlineConfig:
     def __post_init__(self) -> None:
         if min(self.env_steps, self.batch_size, self.evaluate_every, self.checkpoint_every, self.log_every, self.threads) < 1:
             raise RefusedError("env_steps, batch_size, evaluate_every, checkpoint_every, log_every and threads must be >= 1.")
-        if self.warmup_steps < 0 or self.critic_only_steps < 0 or self.keep_checkpoints < 1:
-            raise RefusedError("warmup_steps and critic_only_steps must not be negative, keep_checkpoints must be >= 1.")
+        if not 0 <= self.learning_starts <= self.warmup_steps or self.keep_checkpoints < 1:
+            raise RefusedError("learning_starts must lie in [0, warmup_steps] and keep_checkpoints must be >= 1.")
         if not self.utd_ratio > 0 or not 0 <= self.demo_fraction < 1:
             raise RefusedError(f"utd_ratio={self.utd_ratio} must be positive and demo_fraction={self.demo_fraction} in [0, 1).")
 
@@ -99,7 +103,7 @@ class Refiner(Protocol):
     plan_steps: int
 
     def behaviour(self) -> Any:
-        """Return the policy that explores: a :class:`robolearn.core.protocols.CorrectingPolicy` with ``noted`` (condition per row)."""
+        """Return the policy that explores: a CorrectingPolicy that leaves the condition of every row in ``noted``."""
 
     def policy(self) -> Any:
         """Return the refined policy that is evaluated, saved and deployed: a torch module."""
@@ -140,8 +144,8 @@ def refine(
 ) -> OnlineResult:
     """Refine a policy online and leave metrics, evaluations and checkpoints in ``run_dir``.
 
-    Every draw is a function of (seed, step); a resumed run repeats the uninterrupted one bit for bit on the same hardware, because a
-    checkpoint holds networks, optimisers, replay, the executor's queues and what it takes to bring the environments back.
+    Every draw is a function of (seed, step); a resumed run repeats the uninterrupted one bit for bit on the same hardware,
+    because a checkpoint holds networks, optimisers, replay, the executor's queues and what brings the environments back.
 
     Args:
         env: stepped in a thread of its own; its episodes start anew at once.
@@ -203,7 +207,11 @@ class _Loop:
         self._folder, self._provenance = folder, provenance
         self._run_dir = folder.root.parent
         self._replay = ReplayBuffer(
-            lanes=lanes.count, capacity=config.replay_capacity, dims=lanes.field_dims(), device=lanes.device
+            lanes=lanes.count,
+            capacity=config.replay_capacity,
+            dims=lanes.field_dims(),
+            discount=refiner.discount,
+            device=lanes.device,
         )
         self._rng = torch.Generator(device=lanes.device)
         self._step, self._updates, self._elapsed_s = 0, 0, 0.0
@@ -213,13 +221,14 @@ class _Loop:
         self._episodes = 0
         self._stepping_s, self._updating_s = 0.0, 0.0
 
-    def run(
-        self, guard: InterruptGuard, pool: ThreadPoolExecutor, evaluate: Callable[[Any], Score] | None
-    ) -> OnlineResult:
+    def run(self, guard: InterruptGuard, pool: ThreadPoolExecutor, evaluate: Callable[[Any], Score] | None) -> OnlineResult:
         """Step and learn until the last step or a signal."""
         config = self._config
         self._writer = MetricsWriter(
-            self._run_dir, start_step=self._step, keep=lambda row: (row["step"] or 0) <= self._step, tensorboard=config.tensorboard
+            self._run_dir,
+            start_step=self._step,
+            keep=lambda row: (row["step"] or 0) <= self._step,
+            tensorboard=config.tensorboard,
         )
         try:
             if evaluate is not None and not self._evaluations():
@@ -248,7 +257,7 @@ class _Loop:
         self._learn()
         updated_s = time.monotonic()
         outcome = stepping.result()
-        self._replay.add(**outcome.replay())
+        self._replay.add(**outcome.replay(timeouts_fail=self._config.truncation == "failure"))
         for success in outcome.finished:
             self._recent.append(success)
             self._episodes += 1
@@ -258,12 +267,11 @@ class _Loop:
 
     def _learn(self) -> None:
         config, refiner = self._config, self._refiner
-        learning_steps = self._step - config.warmup_steps
-        due = int(max(0, learning_steps) * config.utd_ratio) - self._updates
+        due = int(max(0, self._step - config.learning_starts) * config.utd_ratio) - self._updates
         if due <= 0:
             return
         self._rng.manual_seed(int(generator(config.seed, "updates", self._step).integers(2**62)))
-        phase = Phase(actor=learning_steps >= config.critic_only_steps)
+        phase = Phase(actor=self._step >= config.warmup_steps)
         demo_rows = round(config.demo_fraction * config.batch_size) if self._demos is not None else 0
         for _ in range(due):
             batch = sample_mixed(
@@ -272,7 +280,6 @@ class _Loop:
                 demo_rows,
                 config.batch_size,
                 steps=refiner.window_steps,
-                discount=refiner.discount,
                 rng=self._rng,
             )
             metrics = refiner.update(batch, self._rng, phase)
@@ -318,13 +325,13 @@ class _Loop:
     def _evaluate(self, evaluate: Callable[[Any], Score]) -> None:
         began_s = time.monotonic()
         score = dict(evaluate(self._refiner.policy()))
-        rows = [row for row in self._evaluations() if row["env_steps"] != self._step]  # type: ignore[call-overload]
-        row = {"env_steps": self._step, "updates": self._updates, "wall_s": round(self._elapsed_s, 1), **score}
+        rows = [row for row in self._evaluations() if row["env_steps"] != self._step]
+        row: dict[str, Any] = {"env_steps": self._step, "updates": self._updates, "wall_s": round(self._elapsed_s, 1), **score}
         rows.append(row)
-        rates = [r["successes"] / r["episodes"] for r in rows]  # type: ignore[operator]
+        rates = [r["successes"] / r["episodes"] for r in rows]
         row["dip_depth"] = round(max(0.0, rates[0] - min(rates)), 4)
         write_json(self._run_dir / EVALUATIONS_FILE, {"evaluations": rows})
-        self._writer.write(self._step, {"evaluate/success": rates[-1], "evaluate/dip_depth": float(row["dip_depth"])})
+        self._writer.write(self._step, {"evaluate/success": rates[-1], "evaluate/dip_depth": row["dip_depth"]})
         away_s = time.monotonic() - began_s  # evaluations are not the run's time
         if hasattr(self, "_began_s"):
             self._began_s += away_s
@@ -334,8 +341,8 @@ class _Loop:
         file = self._run_dir / EVALUATIONS_FILE
         if not file.exists():
             return []
-        rows = read_json(file, what="table of evaluations")["evaluations"]
-        return [row for row in rows if row["env_steps"] <= self._step]  # type: ignore[union-attr]
+        rows: Any = read_json(file, what="table of evaluations")["evaluations"]
+        return [row for row in rows if row["env_steps"] <= self._step]
 
     def _save(self) -> Path:
         policy = self._refiner.policy()
@@ -358,8 +365,8 @@ class _Loop:
 
     def restore(self, checkpoint: Path) -> None:
         """Continue from ``checkpoint``."""
-        saved = read_json(checkpoint / "config.json", what="checkpoint's description").get("provenance", {})
-        mine, theirs = self._provenance.get("base_hash"), saved.get("base_hash")  # type: ignore[union-attr]
+        saved: Any = read_json(checkpoint / "config.json", what="checkpoint's description").get("provenance", {})
+        mine, theirs = self._provenance.get("base_hash"), saved.get("base_hash")
         if mine != theirs:
             raise RefusedError(f"{checkpoint} refines the base {theirs}, this run's base is {mine}: their replay does not match.")
         state: Any = read_json(checkpoint / STATE_FILE, what="checkpoint's state")
@@ -377,7 +384,10 @@ class _Loop:
         folder = self._run_dir / DIVERGED_FOLDER / f"{self._step:09d}"
         folder.mkdir(parents=True, exist_ok=True)
         batch = self._last_batch
-        tensors = {**{f"fields/{k}": v for k, v in batch.fields.items()}, **{f"following/{k}": v for k, v in batch.following.items()}}
+        tensors = {
+            **{f"fields/{k}": v for k, v in batch.fields.items()},
+            **{f"following/{k}": v for k, v in batch.following.items()},
+        }
         tensors |= {"actions": batch.actions, "returns": batch.returns, "bootstrap": batch.bootstrap}
         save_file(to_cpu(tensors), folder / "batch.safetensors")
         write_json(folder / "report.json", {"env_steps": self._step, "metrics": {k: repr(v) for k, v in means.items()}})

@@ -49,7 +49,8 @@ def fresh(name, seed=0, normalizer=None):
     """A policy of the default configuration; weights, if it has any, from ``seed``."""
     config = config_class(name)()
     torch.manual_seed(seed)
-    keys = getattr(config, "observation_keys", None)
+    keys = getattr(getattr(config, "base", config), "config", config)
+    keys = getattr(keys, "observation_keys", None)
     if keys is None:
         return make_policy(name, config, SPACES, None)
     return make_policy(name, config, SPACES, normalizer or fitted(flat_streams(select_observation(SPACES, keys))))

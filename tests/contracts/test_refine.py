@@ -1,0 +1,252 @@
+"""What every file of ``robolearn/refine`` keeps: walks the folder, so a new method is held to it without being named here."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from robolearn.core.errors import RefusedError
+from robolearn.core.observation import flat_streams
+from robolearn.core.protocols import CorrectingPolicy, Policy
+from robolearn.core.types import ENVIRONMENT_STATE, STATE, FeatureSpec, Spaces
+from robolearn.data.normalizer import Normalizer, Statistics
+from robolearn.data.replay_buffer import ReplayBuffer
+from robolearn.nets.denoisers import DenoiserConfig
+from robolearn.nets.mlp import MlpConfig
+from robolearn.policies import chunk_bc, diffusion
+from robolearn.policies.loading import load_policy, save_policy
+from robolearn.refine import config_class, method, method_names
+from robolearn.refine.base import weights_hash
+from robolearn.train.online import Phase
+
+SPACES = Spaces(
+    robot="panda",
+    observation={STATE: FeatureSpec((4,)), ENVIRONMENT_STATE: FeatureSpec((3,))},
+    action=FeatureSpec((3,), names=("dx", "dy", "gripper")),
+    action_low=(-1.0, -0.5, -1.0),
+    action_high=(1.0, 0.5, 1.0),
+    control_rate_hz=20.0,
+)
+ROWS = 6
+NET = DenoiserConfig(kind="mlp", mlp=MlpConfig(width=16, blocks=1, level_width=8))
+
+every_method = pytest.mark.parametrize("name", method_names())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_base(kind=diffusion, **settings):
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    dims = flat_streams(SPACES)
+    normalizer = Normalizer(dims).fit({k: Statistics.of(rng.normal(0, 0.5, (100, d))) for k, d in dims.items()})
+    net = {"denoiser": NET, "sampler_steps": 3} if kind is diffusion else {"net": NET}
+    return kind.Policy(kind.Config(pred_horizon=6, **net, **settings), SPACES, normalizer).eval().requires_grad_(False)
+
+
+def make(name):
+    """A method's refiner on a small base, and that base."""
+    base, config = make_base(), config_class(name)()
+    torch.manual_seed(1)
+    return method(name).Refiner(method(name).refined_policy(base, config), config), base
+
+
+def observation(rows=ROWS, seed=0):
+    rng = np.random.default_rng(seed)
+    return {k: rng.normal(0, 1, (rows, 2, *f.shape)).astype(np.float32) for k, f in SPACES.observation.items()}
+
+
+def replay(refiner, steps=60):
+    """A lane of random steps in which every tenth succeeds."""
+    dims = {"condition": refiner.policy().encoder.condition_dim, "action": 3, "plan": 3 * refiner.plan_steps}
+    made = ReplayBuffer(lanes=1, capacity=steps, dims=dims, discount=refiner.discount)
+    rng = torch.Generator().manual_seed(2)
+    for t in range(steps):
+        fields = {k: torch.rand((1, d), generator=rng) * 2 - 1 for k, d in dims.items()}
+        end = torch.tensor([t % 10 == 9])
+        made.add(fields, reward=end.float(), terminated=end, truncated=torch.tensor([False]))
+    return made
+
+
+def learn(refiner, updates=12, actor=True, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    made = replay(refiner)
+    for _ in range(updates):
+        metrics = refiner.update(made.sample(32, steps=refiner.window_steps, rng=rng), rng, Phase(actor=actor))
+    return metrics
+
+
+def act(policy, seed=3, noise=5):
+    """The chunk of a decision and, where the policy corrects, its first action as executed."""
+    seen = observation(seed=seed)
+    chunk = policy.predict(seen, [np.random.default_rng(noise + i) for i in range(ROWS)]).actions
+    if isinstance(policy, CorrectingPolicy):
+        rngs = [np.random.default_rng(i) for i in range(ROWS)]
+        return np.concatenate([policy.correct(seen, chunk[:, 0], rngs)[:, None], chunk[:, 1:]], axis=1)
+    return chunk
+
+
+@every_method
+def test_zero_updates_equal_the_base_exactly(name):
+    refiner, base = make(name)
+    assert isinstance(refiner.policy(), Policy)
+    np.testing.assert_array_equal(act(refiner.policy()), act(base))
+
+
+@every_method
+def test_critics_alone_leave_the_policy_as_it_is(name):
+    refiner, base = make(name)
+    learn(refiner, actor=False)
+    np.testing.assert_array_equal(act(refiner.policy()), act(base))
+
+
+@every_method
+def test_updates_move_the_policy_and_nothing_of_its_base(name):
+    refiner, base = make(name)
+    metrics = learn(refiner)
+    assert all(bool(value.isfinite()) for value in metrics.values())
+    assert "loss" in metrics
+    assert weights_hash(refiner.policy().base) == weights_hash(base)
+    assert np.abs(act(refiner.policy()) - act(base)).max() > 0
+
+
+@every_method
+def test_the_warm_up_acts_like_the_base_up_to_its_exploration(name):
+    refiner, base = make(name)
+    learn(refiner)
+    behaviour = refiner.behaviour()
+    behaviour.warmup = True
+    bound = getattr(config_class(name)(), "residual_scale", 0.0)
+    assert np.abs(act(behaviour) - act(base)).max() <= bound + 1e-6
+
+
+@every_method
+def test_what_is_learned_is_bounded_whatever_the_weights(name):
+    refiner, base = make(name)
+    policy = refiner.policy()
+    learn(refiner, 2)
+    if not hasattr(policy, "actor"):  # it only chooses: every chunk is one that the base proposed
+        rng, seen = np.random.default_rng(4), observation(rows=1)
+        chunk = policy.predict(seen, rng).actions[0]
+        rng = np.random.default_rng(4)
+        noise = [rng.standard_normal((1, *base.latent_shape), dtype=np.float32)]
+        noise += [*rng.standard_normal((policy.config.candidates - 1, 1, *base.latent_shape), dtype=np.float32)]
+        assert any(np.allclose(base.decode(seen, n).actions[0], chunk, atol=1e-5) for n in noise)
+        return
+    for parameter in policy.actor.parameters():
+        parameter.data.mul_(0).add_(100.0)
+    condition = policy.condition({k: torch.from_numpy(v) for k, v in observation().items()})
+    if isinstance(policy, CorrectingPolicy):
+        residual = policy.residual(condition, torch.zeros(ROWS, 3))
+        assert residual.abs().max() == pytest.approx(policy.config.residual_scale)
+        assert np.abs(act(policy) - act(policy.base)).max() <= policy.config.residual_scale + 1e-6
+    else:
+        noise = torch.zeros(ROWS, *policy.latent_shape)
+        assert policy.latent(condition, noise).abs().max() == pytest.approx(policy.config.bound)
+
+
+@every_method
+def test_saved_and_loaded_it_acts_the_same(name, tmp_path):
+    refiner, _ = make(name)
+    learn(refiner)
+    save_policy(tmp_path, refiner.policy(), averaged=refiner.policy().state_dict())
+    np.testing.assert_array_equal(act(load_policy(tmp_path, spaces=SPACES)), act(refiner.policy()))
+
+
+@every_method
+def test_a_restored_refiner_learns_on_as_the_undisturbed_one(name):
+    whole, _ = make(name)
+    learn(whole, 5)
+    halted = {k: v.clone() for k, v in whole.tensors().items()}
+    policy = {k: v.clone() for k, v in whole.policy().state_dict().items()}
+    learn(whole, 5, seed=9)
+    twin, _ = make(name)
+    twin.policy().load_state_dict(policy)
+    twin.restore(halted)
+    learn(twin, 5, seed=9)
+    for key, value in whole.tensors().items():
+        assert torch.equal(value, twin.tensors()[key]), key
+    np.testing.assert_array_equal(act(whole.policy()), act(twin.policy()))
+
+
+@every_method
+def test_other_networks_are_not_restored(name):
+    refiner, _ = make(name)
+    tensors = dict(refiner.tensors())
+    first = next(k for k, v in tensors.items() if v.ndim > 1)
+    tensors[first] = torch.zeros(1, 1)
+    with pytest.raises(RefusedError, match="must be"):
+        refiner.restore(tensors)
+
+
+def test_a_base_without_latent_noise_cannot_be_steered_but_corrected():
+    base = make_base(chunk_bc)
+    with pytest.raises(RefusedError, match="no latent noise"):
+        method("dsrl").refined_policy(base, config_class("dsrl")())
+    corrected = method("residual").refined_policy(base, config_class("residual")())
+    np.testing.assert_array_equal(act(corrected), act(base))
+
+
+def test_a_residual_stacks_on_a_steered_policy_and_not_the_other_way_round():
+    steered, base = make("dsrl")
+    learn(steered)
+    stacked = method("residual").refined_policy(steered.policy(), config_class("residual")())
+    np.testing.assert_array_equal(act(stacked), act(steered.policy()))
+    assert weights_hash(stacked.base.base) == weights_hash(base)
+    with pytest.raises(RefusedError, match="no latent noise"):
+        method("dsrl").refined_policy(stacked, config_class("dsrl")())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "named"),
+    [
+        ("dsrl", {"bound": 0.0}, "bound=0.0"),
+        ("residual", {"residual_scale": 0.0}, "residual_scale=0.0"),
+        ("dsrl", {"soft_backup": True}, "value_range"),
+        ("dsrl", {"window_steps": 9}, "window_steps=9"),
+        ("residual", {"discount": 1.0}, "discount"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(name, settings, named):
+    def make_refiner():
+        config = config_class(name)(**settings)
+        method(name).Refiner(method(name).refined_policy(make_base(), config), config)
+
+    with pytest.raises(RefusedError, match=named):
+        make_refiner()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"form": "absolute", "learn_temperature": True},
+        {"form": "absolute", "soft_backup": True, "value_range": None, "gradient": "distilled"},
+        {"gradient": "distilled"},
+        {"repeat": True},
+        {"form": "absolute", "repeat": True, "bf16": True},
+    ],
+    ids=lambda s: "-".join(map(str, s)),
+)
+def test_every_form_of_steering_starts_at_the_base_learns_and_is_saved(settings, tmp_path):
+    base, config = make_base(), config_class("dsrl")(**settings)
+    refiner = method("dsrl").Refiner(method("dsrl").refined_policy(base, config), config)
+    np.testing.assert_array_equal(act(refiner.policy()), act(base))
+    metrics = learn(refiner)
+    assert math.isfinite(float(metrics["actor_loss"]))
+    assert np.abs(act(refiner.policy()) - act(base)).max() > 0
+    save_policy(tmp_path, refiner.policy(), averaged=copy.deepcopy(refiner.policy().state_dict()))
+    np.testing.assert_array_equal(act(load_policy(tmp_path)), act(refiner.policy()))
+
+
+def test_a_learned_temperature_stays_under_its_cap():
+    config = config_class("dsrl")(form="absolute", learn_temperature=True, target_entropy=50.0, actor_learning_rate=0.5)
+    refiner = method("dsrl").Refiner(method("dsrl").refined_policy(make_base(), config), config)
+    assert float(learn(refiner, 20)["weight"]) / config.actor_every <= config.temperature_cap + 1e-6

@@ -1,0 +1,199 @@
+"""The online loop on the native lift: updates per control step, resume bit for bit, refusals, the command line."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from robolearn.cli import main
+from robolearn.core.errors import RefusedError
+from robolearn.core.observation import flat_streams, select_observation
+from robolearn.core.types import ENVIRONMENT_STATE, STATE
+from robolearn.data.normalizer import Normalizer, Statistics
+from robolearn.nets.actors import ActorConfig
+from robolearn.nets.critics import CriticConfig
+from robolearn.nets.denoisers import DenoiserConfig
+from robolearn.nets.mlp import MlpConfig
+from robolearn.policies import diffusion
+from robolearn.policies.loading import load_policy, save_policy
+from robolearn.refine import dsrl, residual
+from robolearn.refine.base import weights_hash
+from robolearn.train.checkpoint import CheckpointFolder
+from robolearn.train.interrupts import NonFiniteError
+from robolearn.train.metrics import TIME_PREFIX, read_metrics
+from robolearn.train.online import OnlineConfig, refine
+from sim_envs.task import EnvOptions, make_env
+
+SMALL = {"actor": ActorConfig(width=16, layers=1), "critic": CriticConfig(members=2, width=16, layers=1)}
+CONFIG = OnlineConfig(
+    env_steps=600,
+    warmup_steps=160,
+    learning_starts=80,
+    batch_size=16,
+    utd_ratio=0.25,
+    evaluate_every=10_000,
+    checkpoint_every=300,
+    keep_checkpoints=3,
+    log_every=100,
+    tensorboard=False,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A checkpoint of an untrained policy of the native lift."""
+    spaces = make_env("native_lift", EnvOptions(1)).spec.spaces
+    own = select_observation(spaces, (STATE, ENVIRONMENT_STATE))
+    rng = np.random.default_rng(0)
+    normalizer = Normalizer(flat_streams(own))
+    normalizer.fit({k: Statistics.of(rng.uniform(-1, 1, (50, d))) for k, d in flat_streams(own).items()})
+    torch.manual_seed(0)
+    net = DenoiserConfig(kind="mlp", mlp=MlpConfig(width=16, blocks=1, level_width=8))
+    policy = diffusion.Policy(diffusion.Config(pred_horizon=8, sampler_steps=2, denoiser=net), spaces, normalizer)
+    folder = tmp_path_factory.mktemp("base")
+    save_policy(folder, policy, averaged=policy.state_dict())
+    return folder
+
+
+def run(base, run_dir, *, method=residual, config=CONFIG, envs=4, score=None, **options):
+    policy = load_policy(base)
+    settings = method.Config(**SMALL)
+    torch.manual_seed(0)
+    refiner = method.Refiner(method.refined_policy(policy, settings), settings)
+    env = make_env("native_lift", EnvOptions(envs))
+    record = {"base_hash": weights_hash(policy)}
+    return refine(env, refiner, None, config, run_dir, exec_horizon=4, evaluate=score, provenance=record, **options)
+
+
+def outcome(run_dir):
+    """Everything that a run leaves behind, the clock's share apart."""
+    folder = CheckpointFolder(run_dir / "checkpoints")
+    names = ("model.safetensors", "trainer/optimizer.safetensors", "config.json")
+    files = {f"{s}/{n}": (folder.path(s) / n).read_bytes() for s in folder.steps() for n in names}
+    states = {s: json.loads((folder.path(s) / "trainer/state.json").read_text()) for s in folder.steps()}
+    rows = [{k: v for k, v in row.items() if not k.startswith(TIME_PREFIX)} for row in read_metrics(run_dir)]
+    return files, {s: {k: v for k, v in state.items() if k != "elapsed_s"} for s, state in states.items()}, rows
+
+
+@pytest.mark.parametrize("method", [residual, dsrl])
+def test_a_resumed_run_repeats_the_undisturbed_one_bit_for_bit(base, tmp_path, method):
+    whole = run(base, tmp_path / "whole", method=method)
+    assert whole.env_steps == 600
+    halted = tmp_path / "halted"
+    (halted / "checkpoints").mkdir(parents=True)
+    shutil.copytree(tmp_path / "whole/checkpoints/000000300", halted / "checkpoints/000000300")
+    shutil.copy(tmp_path / "whole/metrics.jsonl", halted)
+    run(base, halted, method=method, resume=True)
+    for mine, theirs in zip(outcome(halted), outcome(tmp_path / "whole"), strict=True):
+        assert mine == theirs
+
+
+def test_updates_are_counted_per_control_step_and_wait_for_the_first_ones(base, tmp_path):
+    run(base, tmp_path / "run")
+    updates = {row["step"]: row["train/updates"] for row in read_metrics(tmp_path / "run")}
+    # Before the step from 596 to 600, floor(0.25 * (596 - 80)) = 129 updates are due; none before step 80.
+    assert updates[600] == 129
+    # A row of step 100 was written after the step from 96: floor(0.25 * 16) = 4.
+    assert updates[100] == 4
+
+
+def test_the_base_acts_alone_during_the_warm_up(base, tmp_path):
+    config = replace(CONFIG, env_steps=160, checkpoint_every=160)
+    result = run(base, tmp_path / "run", config=config, method=dsrl)
+    refined, original = load_policy(result.checkpoint), load_policy(base)
+    observation = {k: np.zeros((2, 2, *f.shape), np.float32) for k, f in original.spaces.observation.items()}
+    rngs = [[np.random.default_rng(i) for i in range(2)] for _ in range(2)]
+    np.testing.assert_array_equal(refined.predict(observation, rngs[0]).actions, original.predict(observation, rngs[1]).actions)
+
+
+def test_evaluations_count_the_warm_up_and_know_how_deep_it_dipped(base, tmp_path):
+    scores = iter([5, 2, 4, 8])
+
+    def score(policy):
+        return {"successes": next(scores), "episodes": 10}
+
+    result = run(base, tmp_path / "run", config=replace(CONFIG, evaluate_every=200), score=score)
+    assert [row["env_steps"] for row in result.evaluations] == [0, 200, 400, 600]
+    assert [row["dip_depth"] for row in result.evaluations] == [0.0, 0.3, 0.3, 0.3]
+
+
+def test_a_run_of_another_base_or_other_networks_is_not_resumed(base, tmp_path):
+    run(base, tmp_path / "run", config=replace(CONFIG, env_steps=300))
+    config = json.loads((tmp_path / "run/checkpoints/000000300/config.json").read_text())
+    config["provenance"]["base_hash"] = "another"
+    (tmp_path / "run/checkpoints/000000300/config.json").write_text(json.dumps(config))
+    with pytest.raises(RefusedError, match="refines the base another"):
+        run(base, tmp_path / "run", resume=True)
+    with pytest.raises(RefusedError, match="resume it or choose another"):
+        run(base, tmp_path / "run")
+    with pytest.raises(RefusedError, match="no run to resume"):
+        run(base, tmp_path / "nothing", resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_with_batch_and_state_saved(base, tmp_path, monkeypatch):
+    update = residual.Refiner.update
+
+    def poisoned(self, batch, rng, phase):
+        return update(self, batch, rng, phase) | {"loss": torch.tensor(float("nan"))}
+
+    monkeypatch.setattr(residual.Refiner, "update", poisoned)
+    with pytest.raises(NonFiniteError, match="loss"):
+        run(base, tmp_path / "run")
+    assert list((tmp_path / "run/diverged").rglob("batch.safetensors"))
+    assert CheckpointFolder(tmp_path / "run/checkpoints").steps()
+
+
+def refine_command(tmp_path, *overrides):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "env: {task: native_lift, num_envs: 2}\n"
+        "online: {env_steps: 60, warmup_steps: 20, learning_starts: 10, batch_size: 8, tensorboard: false}\n"
+        "validation_episodes: 2\n"
+    )
+    return command("refine", str(recipe), f"run_dir={tmp_path / 'run'}", *overrides)
+
+
+def command(*arguments):
+    """Return the exit code of ``robolearn ARGUMENTS`` in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["robolearn", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    return stopped.value.code or 0
+
+
+def test_the_command_refines_and_its_result_is_evaluated_like_any_policy(base, tmp_path, capsys):
+    assert refine_command(tmp_path, f"base={base}") == 0
+    assert "60 control steps" in capsys.readouterr().out
+    run_dir = tmp_path / "run"
+    assert command("evaluate", str(run_dir), "evaluate.episodes=2", "--videos", "0") == 0
+    assert (run_dir / "evaluation/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ([], "base="),
+        (["base=/nowhere"], "/nowhere"),
+        (["method.name=residul"], "residual"),
+        (["method.residual_scale=0"], "residual_scale"),
+        (["demos.path=/nowhere"], "/nowhere"),
+        (["online.utd_ratio=0"], "utd_ratio"),
+    ],
+)
+def test_bad_recipes_are_refused_by_name(base, tmp_path, capsys, overrides, named):
+    given = overrides if not overrides or overrides[0].startswith("base") else [f"base={base}", *overrides]
+    assert refine_command(tmp_path, *given) == 2
+    assert named in capsys.readouterr().err
