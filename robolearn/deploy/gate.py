@@ -99,8 +99,6 @@ class CommandGate:
         """Kind -> commands that the filter altered for that reason."""
         return {kind: int(count[0]) for kind, count in self._filter.counts.items()}
 
-    # ---- what comes in -------------------------------------------------------------------------------------------------------
-
     def on_measured(self, position: Array, *, stamp_s: float, now_s: float) -> None:
         """Take measured joint positions (n,) [rad] in order; what is bad, old or from the future is counted and ignored."""
         position = np.asarray(position, float)
@@ -139,8 +137,6 @@ class CommandGate:
             self.counts[f"refused_{str(error).split(':', 1)[0]}"] += 1
             return str(error)
         return ""
-
-    # ---- what an operator asks for -------------------------------------------------------------------------------------------
 
     def arm(self) -> None:
         """Allow commands on the wire; without this the gate is a dry run.
@@ -184,8 +180,6 @@ class CommandGate:
         self._track, self._source, self._stamp_s, self._novelty = None, "", now_s, 0.0
         self._let_go = self._releasing = self._disarming = False
         self._enter(GateState.READY, "", now_s)
-
-    # ---- the control loop ----------------------------------------------------------------------------------------------------
 
     def tick(self, now_s: float) -> Command:
         """Return the command of the present control period.
