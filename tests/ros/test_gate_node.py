@@ -153,7 +153,7 @@ MISFITS = {
     "interface": ({"interface": "velocity"}, "takes no 'velocity'"),
     "bundle": ({"interface": "rates", "bundle": "/nowhere"}, "No bundle description at /nowhere/bundle.json"),
     "clock": ({"use_sim_time": True}, "use_sim_time"),
-    "rate": ({"rate_hz": 1000.0}, "rate_hz=1000.0"),
+    "rate": ({"rate_hz": 5000.0}, "rate_hz=5000.0 must lie in [100.0, 1000.0]"),
 }
 
 

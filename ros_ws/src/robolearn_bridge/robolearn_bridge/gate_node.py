@@ -34,6 +34,7 @@ STOP_PATIENCE_S = 5.0
 """Longest wait for the ramp down before the node falls silent."""
 
 
+MAX_RATE_HZ = 1000.0
 DISCOVERY_S = 0.3
 """Publishers of one machine or LAN have announced themselves within this time."""
 UNKNOWN_NODE = "_NODE_NAME_UNKNOWN_"
@@ -54,6 +55,13 @@ class GateNode(SafeLifecycleNode):
         )
         declare(self, "interface", "trajectory", f"What the driver takes: {', '.join(INTERFACES)}.", read_only=True)
         declare(self, "sync", "realtime", "'lockstep' or 'realtime'.", read_only=True)
+        declare(
+            self,
+            "trigger",
+            "timer",
+            "'timer', or 'state': a tick as each joint state arrives, by the timer if none does.",
+            read_only=True,
+        )
         declare(self, "rate_hz", 0.0, "Control rate; 0 takes the robot's, or the policy's for rates [Hz].", read_only=True)
         declare(
             self, "lead_s", 0.0, "How far ahead of the clock chunks are executed: the delay to the actuators [s].", read_only=True
@@ -78,8 +86,10 @@ class GateNode(SafeLifecycleNode):
         self._lockstep = read_choice(self, "sync", ("lockstep", "realtime")) == "lockstep"
         self._gate, outputs = self._make_gate(read_choice(self, "interface", INTERFACES))
         self._period_s = 1 / self._gate.limits.control_rate_hz
+        self._on_arrival = read_choice(self, "trigger", ("timer", "state")) == "state" and not self._lockstep
         self._lock = threading.Lock()
         self._ticks, self._pending_ns, self._pending_at = 0, 0, 0.0
+        self._arrived_at = -np.inf
         self._early: tuple[int, Chunk | None] = (0, None)
         self._tick_errors_s: deque[float] = deque(maxlen=5000)
         self._problem, self._faulted, self._shown = "", 0, ("", "")
@@ -125,8 +135,10 @@ class GateNode(SafeLifecycleNode):
                 return gate, rate_outputs(gate.names)
             scale = TwistScale(read(self, "twist_linear_m_s"), read(self, "twist_angular_rad_s"), self._spec.base_frame)
             return gate, twist_outputs(gate.names, scale)
-        if rate and rate != self._spec.control_rate_hz:
-            raise RefusedError(f"rate_hz={rate}: the limits of {self._spec.name} are for {self._spec.control_rate_hz} Hz.")
+        if rate and not self._spec.control_rate_hz <= rate <= MAX_RATE_HZ:
+            raise RefusedError(f"rate_hz={rate} must lie in [{self._spec.control_rate_hz}, {MAX_RATE_HZ}] for {self._spec.name}.")
+        # The limits are per second; the gate derives its steps from the rate.
+        self._spec = replace(self._spec, control_rate_hz=rate or self._spec.control_rate_hz)
         return CommandGate.for_robot(self._spec, config), joint_outputs(self._spec, interface)
 
     def activate(self) -> None:
@@ -194,6 +206,9 @@ class GateNode(SafeLifecycleNode):
         if not self._lockstep:
             with self._lock:
                 self._gate.on_measured(position, stamp_s=self._steady_s(stamp), now_s=time.monotonic())
+            if self._on_arrival and self._loop is not None:
+                self._arrived_at = time.monotonic()
+                self._send(self._tick(), stamp)
             return
         with self._lock:
             self._pending_ns, self._pending_at = stamp, time.monotonic()
@@ -281,6 +296,8 @@ class GateNode(SafeLifecycleNode):
             if wait > 0:
                 time.sleep(wait)
             self._tick_errors_s.append(time.monotonic() - start - tick * self._period_s)
+            if self._on_arrival and time.monotonic() - self._arrived_at < 1.5 * self._period_s:
+                continue  # the robot's own clock is ticking
             try:
                 self._send(self._tick())
             except Exception as error:

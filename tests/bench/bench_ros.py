@@ -1,0 +1,263 @@
+"""The ROS 2 path, measured between real processes: command latency, gate jitter, cameras, e-stop, a killed policy.
+
+    robolearn bench ros                 all parts
+    robolearn bench ros latency jitter  some of: latency, jitter, cameras, estop, kill
+
+Needs the ROS wheels. Figures of a busy machine are worse: the load average is printed beside them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "ros"), str(ROOT / "ros_ws" / "src" / "robolearn_bridge")]
+PROFILE = ROOT / "ros_ws" / "src" / "robolearn_bringup" / "config" / "transport_loopback.xml"
+os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(PROFILE)
+
+from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from harness import ACTIVATE, CONFIGURE, Client, fresh_domain, node, wait_until  # noqa: E402
+from sensor_msgs.msg import Image, JointState  # noqa: E402
+from std_msgs.msg import Bool, String  # noqa: E402
+from trajectory_msgs.msg import JointTrajectory  # noqa: E402
+
+from hardware import load_robot  # noqa: E402
+from robolearn.deploy.codecs import stamp_ns  # noqa: E402
+from robolearn.deploy.launcher import Launched, WorkspacePackages  # noqa: E402
+from robolearn_bridge.messages import COMMAND_QOS, SENSOR_QOS, joint_state  # noqa: E402
+
+SECONDS = float(os.environ.get("BENCH_SECONDS", "20"))
+REPEATS = int(os.environ.get("BENCH_REPEATS", "20"))
+
+PLAYER = """
+import sys, time, json, threading
+import numpy as np, rclpy
+from robolearn_bridge.messages import COMMAND_QOS, chunk_message
+from trajectory_msgs.msg import JointTrajectory
+from hardware import load_robot
+rclpy.init(); node = rclpy.create_node("player", namespace="/robot")
+out = node.create_publisher(JointTrajectory, "policy/chunk", COMMAND_QOS)
+spec = load_robot(sys.argv[1]); names = spec.joints + tuple(g.joint for g in spec.grippers)
+begin = time.monotonic()
+while True:
+    t = time.monotonic() - begin
+    ahead = t + 0.05 * np.arange(1, 9)[:, None]
+    rows = np.concatenate([np.array(spec.home) + 0.1 * np.sin(ahead), np.zeros((8, len(spec.grippers)))], axis=1)
+    out.publish(chunk_message(rows, names, stamp_ns=time.time_ns(), period_ns=50_000_000, source='{"source": "policy"}'))
+    time.sleep(0.05)
+"""
+CAMERA = """
+import sys, time
+import numpy as np, rclpy
+from robolearn_bridge.messages import SENSOR_QOS
+from robolearn_bridge.simulated_streams import image
+from sensor_msgs.msg import Image
+rclpy.init(); node = rclpy.create_node("cameras", namespace="/robot")
+outs = [node.create_publisher(Image, f"camera{i}/image_raw", SENSOR_QOS) for i in range(3)]
+pixels = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+while any(out.get_subscription_count() == 0 for out in outs): time.sleep(0.05)
+time.sleep(1)
+count = int(float(sys.argv[1]) * 30); begin = time.monotonic()
+for k in range(count):
+    for i, out in enumerate(outs):
+        out.publish(image(pixels, time.time_ns(), frame_id=str(k)))
+    time.sleep(max(0, begin + (k + 1) / 30 - time.monotonic()))
+print(count); time.sleep(1)
+"""
+BUSY = "import torch; torch.set_num_threads(1); m = torch.randn(512, 512)\nwhile True: m = torch.tanh(m @ m)"
+
+
+class Robot:
+    """A robot's side of the gate: joint states at its rate, what the gate says, and the operator's e-stop."""
+
+    def __init__(self, client: Client, robot: str, rate_hz: float) -> None:
+        self.client, self.spec = client, load_robot(robot)
+        self.position = np.array(self.spec.home)
+        self.pressed = False
+        self.latencies_s: list[float] = []
+        self.states: list[tuple[float, str]] = []
+        self.diagnostics: dict[str, str] = {}
+        ros = client.node
+        self._states = ros.create_publisher(JointState, "joint_states", SENSOR_QOS)
+        self._estop = ros.create_publisher(Bool, "e_stop", COMMAND_QOS)
+        ros.create_subscription(JointTrajectory, "gate_node/sent", self._on_sent, COMMAND_QOS)
+        ros.create_subscription(String, "gate_node/state", self._on_state, COMMAND_QOS)
+        ros.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, COMMAND_QOS)
+
+        def publish() -> None:
+            self._states.publish(joint_state(self.spec.joints, self.position, time.time_ns()))
+
+        client.every(1 / rate_hz, publish)
+        client.every(0.05, lambda: self._estop.publish(Bool(data=self.pressed)))
+
+    def _on_sent(self, message: JointTrajectory) -> None:
+        self.latencies_s.append((time.time_ns() - stamp_ns(message)) / 1e9)
+        self.position = np.array(message.points[0].positions[: self.spec.dim])
+
+    def _on_state(self, message: String) -> None:
+        self.states.append((time.monotonic(), message.data))
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name.endswith("gate_node"):
+                self.diagnostics = {v.key: v.value for v in status.values}
+
+    def press(self) -> float:
+        self.pressed = True
+        at = time.monotonic()
+        self._estop.publish(Bool(data=True))
+        return at
+
+    def ready(self) -> None:
+        wait_until(lambda: self.client.trigger("gate_node/reset")[0], 20, what="reset")
+
+    def first(self, word: str, since: float, timeout_s: float = 10.0) -> float:
+        """Return when the gate first said ``word`` after ``since``."""
+        wait_until(lambda: any(t >= since and word in text for t, text in self.states), timeout_s, what=word)
+        return next(t for t, text in self.states if t >= since and word in text)
+
+
+@contextmanager
+def running(robot: str, **parameters: object):
+    domain = fresh_domain()
+    environ = os.environ | {"ROS_DOMAIN_ID": domain, "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    packages = WorkspacePackages(ROOT / "ros_ws" / "src")
+    process = node("gate_node", robot=robot, interface="position", **parameters)
+    environ["PYTHONPATH"] = packages.python_path(environ)
+    with tempfile.TemporaryDirectory() as folder, Launched([process], packages, log_folder=Path(folder), environ=environ):
+        client = Client(domain)
+        try:
+            arm = Robot(client, robot, float(parameters.get("rate_hz", 100.0)))  # type: ignore[arg-type]
+            assert client.transition("gate_node", CONFIGURE, ACTIVATE)
+            assert client.set_bool("gate_node/arm", True)[0]
+            yield arm, lambda text, *args: subprocess.Popen([sys.executable, "-c", text, *args], env=environ)
+        finally:
+            client.close()
+
+
+def show(what: str, seconds: list[float] | np.ndarray) -> None:
+    values = np.asarray(seconds) * 1e3
+    quantiles = " / ".join(f"{np.quantile(values, q):.2f}" for q in (0.5, 0.95, 0.99))
+    load = os.getloadavg()[0]
+    print(f"{what}: p50 / p95 / p99 {quantiles} ms, max {values.max():.2f} ms, n = {len(values)} (load {load:.1f})", flush=True)
+
+
+def latency() -> None:
+    with running("ur5e", trigger="state", rate_hz=500.0) as (arm, start):
+        arm.ready()
+        player = start(PLAYER, "ur5e")
+        arm.first("running", 0.0)
+        time.sleep(2)
+        arm.latencies_s.clear()
+        time.sleep(SECONDS)
+        show(f"joint state in -> command out, 500 Hz", list(arm.latencies_s))
+        player.kill()
+        player.wait()
+
+
+def jitter() -> None:
+    with running("panda") as (arm, start):
+        arm.ready()
+        players = [start(PLAYER, "panda"), start(BUSY)]
+        arm.first("running", 0.0)
+        time.sleep(SECONDS)
+        wait_until(lambda: bool(arm.diagnostics), 5, what="diagnostics")
+        found = {k: v for k, v in arm.diagnostics.items() if "late" in k or k == "missed_ticks"}
+        print(
+            f"gate loop at 100 Hz beside a busy torch process, {SECONDS:.0f} s: {found} (load {os.getloadavg()[0]:.1f})",
+            flush=True,
+        )
+        for player in players:
+            player.kill()
+            player.wait()
+
+
+def estop() -> None:
+    with running("ur5e", trigger="state", rate_hz=500.0) as (arm, start):
+        player, took = None, []
+        for _ in range(REPEATS):
+            arm.pressed = False
+            arm.ready()
+            player = start(PLAYER, "ur5e")
+            arm.first("running", time.monotonic())
+            time.sleep(0.3)
+            took.append(-arm.press() + arm.first("stopping", time.monotonic() - 0.001))
+            player.kill()
+            player.wait()
+            arm.first("latched", time.monotonic() - 0.5)
+        show("e-stop pressed -> ramp-down begun, 500 Hz", took)
+
+
+def kill() -> None:
+    timeout_s = 0.25
+    with running("panda", policy_timeout_s=timeout_s) as (arm, start):
+        took = []
+        for _ in range(REPEATS):
+            arm.ready()
+            player = start(PLAYER, "panda")
+            arm.first("running", time.monotonic())
+            time.sleep(0.3)
+            at = time.monotonic()
+            os.kill(player.pid, signal.SIGKILL)
+            player.wait()
+            took.append(arm.first("stopping", at) - at)
+            arm.first("latched", at)
+        show(f"kill -9 of the policy -> ramp-down begun (watchdog {timeout_s * 1e3:.0f} ms)", took)
+
+
+def cameras() -> None:
+    for name, profile in (("default transports", ""), ("transport_loopback.xml", str(PROFILE))):
+        domain = fresh_domain()
+        environ = os.environ | {"ROS_DOMAIN_ID": domain, "PYTHONPATH": str(ROOT / "ros_ws/src/robolearn_bridge")}
+        environ.pop("FASTRTPS_DEFAULT_PROFILES_FILE")
+        if profile:
+            environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = profile
+        listener = subprocess.Popen([sys.executable, __file__, "--listen"], env=environ, stdout=subprocess.PIPE, text=True)
+        sender = subprocess.run(
+            [sys.executable, "-c", CAMERA, str(SECONDS)], env=environ, capture_output=True, text=True, check=True
+        )
+        time.sleep(0.5)
+        listener.send_signal(signal.SIGINT)
+        received, p99 = listener.communicate()[0].split()
+        sent = 3 * int(sender.stdout)
+        load = os.getloadavg()[0]
+        print(
+            f"3 cameras 640x480 at 30 Hz, {name}: {int(received) / sent:.1%} of {sent} pictures, p99 {p99} ms (load {load:.1f})",
+            flush=True,
+        )
+
+
+def listen() -> None:
+    client = Client(os.environ["ROS_DOMAIN_ID"])
+    ages: list[float] = []
+
+    def take(message: Image) -> None:
+        np.frombuffer(message.data, np.uint8)
+        ages.append((time.time_ns() - stamp_ns(message)) / 1e6)
+
+    for i in range(3):
+        client.node.create_subscription(Image, f"camera{i}/image_raw", take, SENSOR_QOS)
+    with suppress(KeyboardInterrupt):
+        signal.pause()
+    client.close()
+    print(len(ages), round(float(np.quantile(ages, 0.99)), 1) if ages else "nan")
+
+
+PARTS: dict[str, Callable[[], None]] = {"latency": latency, "jitter": jitter, "cameras": cameras, "estop": estop, "kill": kill}
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--listen"]:
+        listen()
+    else:
+        for part in sys.argv[1:] or list(PARTS):
+            PARTS[part]()
