@@ -8,17 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from robolearn.commands.collect import collect_demonstrations
 from robolearn.commands.deploy import BRINGUP, WORKSPACE, DeployRecipe, load_deployment
 from robolearn.commands.recipe import Recipe, load_recipe
+from robolearn.commands.refine import RefineRecipe, load_refine_recipe, refine_recipe
 from robolearn.commands.train import train_recipe
 from robolearn.core.config import load, to_yaml
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 DEPLOYMENTS = sorted(FOLDER.glob("*_sim.yaml"))
-CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - set(DEPLOYMENTS))
+REFINEMENTS = sorted(file for file in FOLDER.rglob("*.yaml") if "method" in OmegaConf.load(file))
+CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(DEPLOYMENTS) - set(REFINEMENTS))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.stem)
@@ -36,6 +39,23 @@ def test_recipe_runs_two_updates(file: Path, tmp_path: Path) -> None:
     recipe = load_recipe(file, [*tiny, *places])
     collect_demonstrations(recipe, Console(quiet=True)).close()
     assert train_recipe(recipe).step == 2
+
+
+@pytest.mark.parametrize("file", REFINEMENTS, ids=lambda f: f.stem)
+def test_refinement_survives_a_round_trip_and_learns_a_few_steps(file: Path, tmp_path: Path) -> None:
+    settings = load_refine_recipe(file, [])
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(to_yaml(settings))
+    assert load(RefineRecipe, file=copy) == settings
+    train_file = FOLDER / f"{settings.env.task}_diffusion.yaml"
+    tiny = ["data.episodes=2", "env.num_envs=2", "train.steps=2", "train.batch_size=4", "train.warmup_steps=1"]
+    base = load_recipe(train_file, [*tiny, f"data.path={tmp_path}/demos", f"run_dir={tmp_path}/base"])
+    collect_demonstrations(base, Console(quiet=True)).close()
+    train_recipe(base)
+    few = ["env.num_envs=2", "online.env_steps=40", "online.learning_starts=16", "online.warmup_steps=20"]
+    few += ["online.utd_ratio=0.2", "online.batch_size=8", "validation_episodes=0"]
+    places = [f"base={tmp_path}/base", f"demos.path={tmp_path}/demos", f"run_dir={tmp_path}/run"]
+    assert refine_recipe(load_refine_recipe(file, [*few, *places])).env_steps == 40
 
 
 @pytest.mark.parametrize("file", DEPLOYMENTS, ids=lambda f: f.stem)
