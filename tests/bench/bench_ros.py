@@ -121,7 +121,7 @@ class Robot:
     def ready(self) -> None:
         wait_until(lambda: self.client.trigger("gate_node/reset")[0], 20, what="reset")
 
-    def first(self, word: str, since: float, timeout_s: float = 10.0) -> float:
+    def first(self, word: str, since: float, timeout_s: float = 60.0) -> float:
         """Return when the gate first said ``word`` after ``since``."""
         wait_until(lambda: any(t >= since and word in text for t, text in self.states), timeout_s, what=word)
         return next(t for t, text in self.states if t >= since and word in text)
@@ -132,7 +132,8 @@ def running(robot: str, **parameters: object):
     domain = fresh_domain()
     environ = os.environ | {"ROS_DOMAIN_ID": domain, "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     packages = WorkspacePackages(ROOT / "ros_ws" / "src")
-    process = node("gate_node", robot=robot, interface="position", **parameters)
+    priority = int(os.environ.get("BENCH_PRIORITY", "0"))
+    process = node("gate_node", robot=robot, interface="position", realtime_priority=priority, **parameters)
     environ["PYTHONPATH"] = packages.python_path(environ)
     with tempfile.TemporaryDirectory() as folder, Launched([process], packages, log_folder=Path(folder), environ=environ):
         client = Client(domain)
@@ -160,7 +161,7 @@ def latency() -> None:
         time.sleep(2)
         arm.latencies_s.clear()
         time.sleep(SECONDS)
-        show(f"joint state in -> command out, 500 Hz", list(arm.latencies_s))
+        show("joint state in -> command out, 500 Hz", list(arm.latencies_s))
         player.kill()
         player.wait()
 

@@ -3,6 +3,15 @@
 from setuptools import find_packages, setup
 
 PACKAGE = "robolearn_bridge"
+NODES = (
+    "gate_node",
+    "policy_node",
+    "recorder_node",
+    "sim_robot_node",
+    "supervisor_node",
+    "teleop_node",
+    "twin_node",
+)
 
 setup(
     name=PACKAGE,
@@ -18,10 +27,5 @@ setup(
     maintainer_email="robolearn@users.noreply.github.com",
     description="Lifecycle nodes that run robolearn policies on robots.",
     license="Apache-2.0",
-    entry_points={
-        "console_scripts": [
-            f"{name} = {PACKAGE}.{name}:main"
-            for name in ("policy_node", "gate_node", "recorder_node", "teleop_node", "sim_robot_node", "supervisor_node")
-        ]
-    },
+    entry_points={"console_scripts": [f"{name} = {PACKAGE}.{name}:main" for name in NODES]},
 )

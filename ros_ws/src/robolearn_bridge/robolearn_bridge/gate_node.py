@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
 from collections import deque
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,23 +18,21 @@ from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from hardware import load_robot
 from robolearn.core.errors import RefusedError
 from robolearn.deploy.chunk import Chunk
 from robolearn.deploy.codecs import decode, stamp_ns
-from robolearn.deploy.gate import CommandGate
-from robolearn.deploy.gate_config import JOINT_STATES, Command, GateConfig, GateState
-from robolearn_bridge.adapters import INTERFACES, Output, TwistScale, joint_outputs, rate_outputs, twist_outputs
+from robolearn.deploy.gate_config import Command, GateState
+from robolearn_bridge.adapters import Output, rate_outputs
 from robolearn_bridge.diagnostics import report
+from robolearn_bridge.gate_parameters import declare_gate, make_gate
 from robolearn_bridge.lifecycle import SafeLifecycleNode, run
 from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS, SENSOR_QOS, chunk_rows
-from robolearn_bridge.parameters import declare, read, read_choice
+from robolearn_bridge.parameters import read, read_choice
 
 STOP_PATIENCE_S = 5.0
 """Longest wait for the ramp down before the node falls silent."""
 
 
-MAX_RATE_HZ = 1000.0
 DISCOVERY_S = 0.3
 """Publishers of one machine or LAN have announced themselves within this time."""
 UNKNOWN_NODE = "_NODE_NAME_UNKNOWN_"
@@ -49,34 +47,7 @@ class GateNode(SafeLifecycleNode):
 
     def __init__(self) -> None:
         super().__init__("gate_node")
-        declare(self, "robot", "", "Name of the robot in hardware/.", read_only=True)
-        declare(
-            self, "bundle", "", "Bundle whose action names and bounds are commanded; for 'rates' and 'twist'.", read_only=True
-        )
-        declare(self, "interface", "trajectory", f"What the driver takes: {', '.join(INTERFACES)}.", read_only=True)
-        declare(self, "sync", "realtime", "'lockstep' or 'realtime'.", read_only=True)
-        declare(
-            self,
-            "trigger",
-            "timer",
-            "'timer', or 'state': a tick as each joint state arrives, by the timer if none does.",
-            read_only=True,
-        )
-        declare(self, "rate_hz", 0.0, "Control rate; 0 takes the robot's, or the policy's for rates [Hz].", read_only=True)
-        declare(
-            self, "lead_s", 0.0, "How far ahead of the clock chunks are executed: the delay to the actuators [s].", read_only=True
-        )
-        declare(self, "policy_timeout_s", 0.25, "Silence of the policy at which the robot stops [s].", read_only=True)
-        declare(
-            self,
-            "estop_timeout_s",
-            0.5,
-            "Silence of the e-stop's publisher at which the robot stops; 0: none [s].",
-            read_only=True,
-        )
-        declare(self, "state_timeout_s", 0.1, "Silence of the joint states at which the robot stops [s].", read_only=True)
-        declare(self, "twist_linear_m_s", 0.0, "What a rate of 1 means for 'twist' [m/s].", read_only=True)
-        declare(self, "twist_angular_rad_s", 0.0, "What a rate of 1 means for 'twist' [rad/s].", read_only=True)
+        declare_gate(self)
         self._loop: threading.Thread | None = None
 
     def configure(self) -> None:
@@ -84,7 +55,7 @@ class GateNode(SafeLifecycleNode):
         if read(self, "use_sim_time"):
             raise RefusedError("use_sim_time=true: the gate runs on the steady clock, and a stopped /clock must not stop it.")
         self._lockstep = read_choice(self, "sync", ("lockstep", "realtime")) == "lockstep"
-        self._gate, outputs = self._make_gate(read_choice(self, "interface", INTERFACES))
+        self._spec, self._gate, outputs = make_gate(self)
         self._period_s = 1 / self._gate.limits.control_rate_hz
         self._on_arrival = read_choice(self, "trigger", ("timer", "state")) == "state" and not self._lockstep
         self._lock = threading.Lock()
@@ -116,34 +87,10 @@ class GateNode(SafeLifecycleNode):
         ]
         self._timer = self.create_timer(1.0, self.guarded(self._report, "diagnostics"))
 
-    def _make_gate(self, interface: str) -> tuple[CommandGate, list[Output]]:
-        estop = read(self, "estop_timeout_s")
-        config = GateConfig(
-            policy_timeout_s=read(self, "policy_timeout_s"),
-            stream_timeouts_s={JOINT_STATES: read(self, "state_timeout_s")},
-            estop_timeout_s=estop or None,
-        )
-        rate = read(self, "rate_hz")
-        self._spec = load_robot(read(self, "robot"))
-        if interface in ("rates", "twist"):
-            from robolearn.deploy.bundle import open_bundle
-
-            bundle = open_bundle(Path(read(self, "bundle")))
-            bundle.require_robot(self._spec.name)
-            gate = CommandGate.for_spaces(bundle.spaces, config, control_rate_hz=rate or None)
-            if interface == "rates":
-                return gate, rate_outputs(gate.names)
-            scale = TwistScale(read(self, "twist_linear_m_s"), read(self, "twist_angular_rad_s"), self._spec.base_frame)
-            return gate, twist_outputs(gate.names, scale)
-        if rate and not self._spec.control_rate_hz <= rate <= MAX_RATE_HZ:
-            raise RefusedError(f"rate_hz={rate} must lie in [{self._spec.control_rate_hz}, {MAX_RATE_HZ}] for {self._spec.name}.")
-        # The limits are per second; the gate derives its steps from the rate.
-        self._spec = replace(self._spec, control_rate_hz=rate or self._spec.control_rate_hz)
-        return CommandGate.for_robot(self._spec, config), joint_outputs(self._spec, interface)
-
     def activate(self) -> None:
         """Start the control loop; the gate stays latched, and a dry run until it is armed."""
         self._require_alone()
+        self._take_priority()
         self._closing = threading.Event()
         target = self._watch_lockstep if self._lockstep else self._run_loop
         self._loop = threading.Thread(target=target, name="control loop")
@@ -289,6 +236,7 @@ class GateNode(SafeLifecycleNode):
 
     def _run_loop(self) -> None:
         """Tick on absolute deadlines of the steady clock, so that lateness does not add up."""
+        self._take_priority()
         start, tick = time.monotonic(), 0
         while not self._closing.is_set():
             tick += 1
@@ -304,6 +252,18 @@ class GateNode(SafeLifecycleNode):
                 self.fault("control loop", error)
             if wait < -1.0:
                 start, tick = time.monotonic(), 0
+
+    def _take_priority(self) -> None:
+        """Put the calling thread before every ordinary one of the machine, if that was asked for."""
+        priority = read(self, "realtime_priority")
+        if not priority:
+            return
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+        except (OSError, ValueError) as error:
+            raise RefusedError(
+                f"realtime_priority={priority} was not granted ({error}); allow it with `ulimit -r` or set it to 0."
+            ) from error
 
     def _watch_lockstep(self) -> None:
         """Stop when the simulator or the policy has been silent, by the steady clock: ticks cannot tell."""

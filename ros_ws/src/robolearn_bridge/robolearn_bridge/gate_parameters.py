@@ -1,0 +1,92 @@
+"""The gate's parameters, and the gate and outputs that they describe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rclpy.node import Node
+
+from hardware import load_robot
+from robolearn.core.errors import RefusedError
+from robolearn.core.robot import RobotSpec
+from robolearn.deploy.gate import CommandGate
+from robolearn.deploy.gate_config import JOINT_STATES, GateConfig
+from robolearn.deploy.safety import Guard
+from robolearn_bridge.adapters import INTERFACES, Output, TwistScale, joint_outputs, rate_outputs, twist_outputs
+from robolearn_bridge.parameters import declare, read, read_choice
+
+MAX_RATE_HZ = 1000.0
+
+
+def declare_gate(node: Node) -> None:
+    """Declare every parameter of the gate; all are read-only."""
+    declare(node, "robot", "", "Name of the robot in hardware/.", read_only=True)
+    declare(node, "bundle", "", "Bundle whose action names and bounds are commanded; for 'rates' and 'twist'.", read_only=True)
+    declare(node, "interface", "trajectory", f"What the driver takes: {', '.join(INTERFACES)}.", read_only=True)
+    declare(node, "sync", "realtime", "'lockstep' or 'realtime'.", read_only=True)
+    declare(
+        node,
+        "trigger",
+        "timer",
+        "'timer', or 'state': a tick as each joint state arrives, by the timer if none does.",
+        read_only=True,
+    )
+    declare(node, "rate_hz", 0.0, "Control rate; 0 takes the robot's, or the policy's for rates [Hz].", read_only=True)
+    declare(
+        node, "lead_s", 0.0, "How far ahead of the clock chunks are executed: the delay to the actuators [s].", read_only=True
+    )
+    declare(node, "policy_timeout_s", 0.25, "Silence of the policy at which the robot stops [s].", read_only=True)
+    declare(
+        node,
+        "estop_timeout_s",
+        0.5,
+        "Silence of the e-stop's publisher at which the robot stops; 0: none [s].",
+        read_only=True,
+    )
+    declare(node, "state_timeout_s", 0.1, "Silence of the joint states at which the robot stops [s].", read_only=True)
+    declare(node, "twist_linear_m_s", 0.0, "What a rate of 1 means for 'twist' [m/s].", read_only=True)
+    declare(node, "twist_angular_rad_s", 0.0, "What a rate of 1 means for 'twist' [rad/s].", read_only=True)
+    declare(node, "workspace_check", True, "Keep tools in the box and bodies apart, by the robot's model.", read_only=True)
+    declare(node, "realtime_priority", 0, "SCHED_FIFO priority of the gate's threads; 0: none.", read_only=True)
+
+
+def make_gate(node: Node) -> tuple[RobotSpec, CommandGate, list[Output]]:
+    """Return the robot, its gate and the topics that the gate writes.
+
+    Raises:
+        RefusedError: an unknown robot or interface, a bundle of another robot, or a rate outside the robot's range.
+    """
+    interface = read_choice(node, "interface", INTERFACES)
+    estop = read(node, "estop_timeout_s")
+    config = GateConfig(
+        policy_timeout_s=read(node, "policy_timeout_s"),
+        stream_timeouts_s={JOINT_STATES: read(node, "state_timeout_s")},
+        estop_timeout_s=estop or None,
+    )
+    rate = read(node, "rate_hz")
+    spec = load_robot(read(node, "robot"))
+    if interface in ("rates", "twist"):
+        from robolearn.deploy.bundle import open_bundle
+
+        bundle = open_bundle(Path(read(node, "bundle")))
+        bundle.require_robot(spec.name)
+        gate = CommandGate.for_spaces(bundle.spaces, config, control_rate_hz=rate or None)
+        if interface == "rates":
+            return spec, gate, rate_outputs(gate.names)
+        scale = TwistScale(read(node, "twist_linear_m_s"), read(node, "twist_angular_rad_s"), spec.base_frame)
+        return spec, gate, twist_outputs(gate.names, scale)
+    if rate and not spec.control_rate_hz <= rate <= MAX_RATE_HZ:
+        raise RefusedError(f"rate_hz={rate} must lie in [{spec.control_rate_hz}, {MAX_RATE_HZ}] for {spec.name}.")
+    # The limits are per second; the gate derives its steps from the rate.
+    spec = replace(spec, control_rate_hz=rate or spec.control_rate_hz)
+    return spec, CommandGate.for_robot(spec, config, guard=_guard(node, spec)), joint_outputs(spec, interface)
+
+
+def _guard(node: Node, spec: RobotSpec) -> Guard | None:
+    if not read(node, "workspace_check") or spec.model is None:
+        node.get_logger().warning(f"workspace and self-collision of {spec.name} are NOT checked (no model, or switched off)")
+        return None
+    from robolearn.deploy.kinematics import WorkspaceGuard
+
+    return WorkspaceGuard(spec)
