@@ -107,7 +107,7 @@ def _image(message: Any, _: Sequence[str]) -> dict[str, Array]:
     data = np.frombuffer(message.data, np.uint8)
     if message.step < width * channels or data.size != message.step * height:
         raise RefusedError(f"A {height} x {width} {message.encoding} picture of step {message.step} came with {data.size} bytes.")
-    pixels = data.reshape(height, message.step)[:, : width * channels].reshape(height, width, channels)
+    pixels: Array = data.reshape(height, message.step)[:, : width * channels].reshape(height, width, channels)
     if message.encoding == "mono8":
         pixels = np.repeat(pixels, 3, axis=2)
     return {"image": np.ascontiguousarray(pixels[:, :, ::-1] if message.encoding == "bgr8" else pixels)}

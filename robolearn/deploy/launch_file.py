@@ -53,8 +53,9 @@ class NodeProcess:
         for source, target in self.remaps:
             arguments += ["-r", f"{source}:={target}"]
         for i, values in enumerate(self.parameters):
-            file = values
-            if not isinstance(file, Path):
+            if isinstance(values, Path):
+                file = values
+            else:
                 file = scratch / f"{self.namespace.strip('/').replace('/', '_')}_{self.name}_{i}.yaml"
                 file.write_text(yaml.safe_dump({"/**": {"ros__parameters": dict(values)}}), encoding="utf-8")
             arguments += ["--params-file", str(file)]
