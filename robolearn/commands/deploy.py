@@ -28,7 +28,7 @@ from robolearn.deploy.bundle import Bundle, BundleParts, write_bundle
 from robolearn.deploy.contracts import contract_from_names
 from robolearn.deploy.executor import ExecutorConfig
 from robolearn.deploy.launch_file import read_launch_file
-from robolearn.deploy.launcher import Launched, WorkspacePackages
+from robolearn.deploy.launcher import Launched, WorkspacePackages, reserve_domain
 from robolearn.evaluate.compare import Comparison, compare
 from robolearn.evaluate.result import EpisodeResult, EvaluationResult
 from robolearn.train.checkpoint import find_checkpoint
@@ -140,20 +140,20 @@ def run_over_ros(bundle: Bundle, settings: DeployRecipe, training: Recipe, folde
         "results": str(results.resolve()),
     }
     packages = WorkspacePackages(WORKSPACE)
-    environ = ros_environment(os.environ)
+    domain, reservation = reserve_domain()
+    environ = ros_environment(os.environ, domain)
     launch_file = packages.share(BRINGUP) / "launch" / settings.launch
     processes = read_launch_file(launch_file, arguments, find_package=packages.share, environ=environ)
-    with Launched(processes, packages, log_folder=folder / "logs", environ=environ) as launched:
+    with reservation, Launched(processes, packages, log_folder=folder / "logs", environ=environ) as launched:
         launched.wait_for("supervisor_node", 120 + 60 * settings.episodes)
     return json.loads(results.read_text(encoding="utf-8"))
 
 
-def ros_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment in which nodes of this machine find each other and no stranger's nodes."""
+def ros_environment(environ: Mapping[str, str], domain: int) -> dict[str, str]:
+    """Return an environment in which nodes of this deployment find each other and nobody else's."""
     chosen = dict(environ)
     chosen.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    # Two deployments on one machine must not hear each other; domains up to 101 are free of the kernel's own ports.
-    chosen.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+    chosen.setdefault("ROS_DOMAIN_ID", str(domain))
     return chosen
 
 

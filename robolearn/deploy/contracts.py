@@ -1,7 +1,8 @@
 """The contract that follows from the names of a one-armed task's observations; the simulated twin publishes by it.
 
 ``eef_*`` is the pose of the hand, ``gripper_qpos_*`` the fingers' joints, ``joint_position_*`` the arm's,
-``<object>_pos_*``, ``<object>_rot6d_*`` and ``<object>_to_eef_*`` the pose of an object as a tracker (or the simulator) reports it. A real robot whose
+``<object>_pos_*``, ``<object>_rot6d_*`` and ``<object>_to_eef_*`` the pose of an object as a tracker (or the simulator)
+reports it. A real robot whose
 cameras and trackers use other topics has its own contract file; the element names stay.
 """
 

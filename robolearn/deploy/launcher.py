@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from robolearn.core.errors import RefusedError
 from robolearn.deploy.launch_file import NodeProcess
@@ -18,6 +20,26 @@ from robolearn.deploy.launch_file import NodeProcess
 ENDING_PATIENCE_S = 8.0
 """Between SIGTERM, after which every node sends its safe command, and SIGKILL."""
 LOG_TAIL_LINES = 12
+DOMAINS = range(1, 102)
+"""Domains whose ports stay below those that the kernel gives away; 0 is everybody's."""
+
+
+def reserve_domain() -> tuple[int, IO[bytes]]:
+    """Return a ROS domain that no other process of this machine has reserved, and the file that holds the reservation while open.
+
+    Raises:
+        RefusedError: all are taken.
+    """
+    folder = Path(tempfile.gettempdir())
+    for domain in DOMAINS:
+        file = (folder / f"robolearn_ros_domain_{domain}.lock").open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            continue
+        return domain, file
+    raise RefusedError(f"Every ROS domain in {DOMAINS} is in use on this machine.")
 
 
 class WorkspacePackages:
@@ -32,7 +54,9 @@ class WorkspacePackages:
         """Return the folder that holds a package's ``launch`` and ``config``."""
         path = self._root / package
         if not (path / "package.xml").is_file():
-            raise RefusedError(f"No ROS package {package!r} in {self._root}; it holds {sorted(p.name for p in self._root.iterdir())}.")
+            raise RefusedError(
+                f"No ROS package {package!r} in {self._root}; it holds {sorted(p.name for p in self._root.iterdir())}."
+            )
         return path
 
     def command(self, process: NodeProcess) -> list[str]:

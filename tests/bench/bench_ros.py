@@ -34,7 +34,7 @@ from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 from hardware import load_robot  # noqa: E402
 from robolearn.deploy.codecs import stamp_ns  # noqa: E402
 from robolearn.deploy.launcher import Launched, WorkspacePackages  # noqa: E402
-from robolearn_bridge.messages import COMMAND_QOS, SENSOR_QOS, joint_state  # noqa: E402
+from robolearn_bridge.messages import COMMAND_QOS, SENSOR_QOS, chunk_message, joint_state  # noqa: E402
 
 SECONDS = float(os.environ.get("BENCH_SECONDS", "20"))
 REPEATS = int(os.environ.get("BENCH_REPEATS", "20"))
@@ -184,18 +184,29 @@ def jitter() -> None:
 
 
 def estop() -> None:
-    with running("ur5e", trigger="state", rate_hz=500.0) as (arm, start):
-        player, took = None, []
+    with running("ur5e", trigger="state", rate_hz=500.0) as (arm, _):
+        names = arm.spec.joints + tuple(g.joint for g in arm.spec.grippers)
+        chunks = arm.client.node.create_publisher(JointTrajectory, "policy/chunk", COMMAND_QOS)
+        home, playing, took = np.array(arm.spec.home), False, []
+
+        def play() -> None:
+            if playing:
+                ahead = time.monotonic() + 0.05 * np.arange(1, 9)[:, None]
+                rows = np.concatenate([home + 0.1 * np.sin(ahead), np.zeros((8, len(names) - arm.spec.dim))], axis=1)
+                source = '{"source": "policy"}'
+                chunks.publish(chunk_message(rows, names, stamp_ns=time.time_ns(), period_ns=50_000_000, source=source))
+
+        arm.client.every(0.05, play)
         for _ in range(REPEATS):
             arm.pressed = False
             arm.ready()
-            player = start(PLAYER, "ur5e")
-            arm.first("running", time.monotonic())
+            playing = True
+            arm.first("running", time.monotonic() - 0.05)
             time.sleep(0.3)
-            took.append(-arm.press() + arm.first("stopping", time.monotonic() - 0.001))
-            player.kill()
-            player.wait()
-            arm.first("latched", time.monotonic() - 0.5)
+            at = arm.press()
+            took.append(arm.first("stopping", at) - at)
+            arm.first("latched", at)
+            playing = False
         show("e-stop pressed -> ramp-down begun, 500 Hz", took)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import threading
@@ -27,18 +26,20 @@ from trajectory_msgs.msg import JointTrajectory
 
 from hardware import load_robot
 from robolearn.deploy.launch_file import NodeProcess
-from robolearn.deploy.launcher import Launched, WorkspacePackages
+from robolearn.deploy.launcher import Launched, WorkspacePackages, reserve_domain
 from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS, SENSOR_QOS, chunk_message, joint_state
 
 WORKSPACE = Path(__file__).resolve().parents[2] / "ros_ws" / "src"
 CONFIGURE, ACTIVATE = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE
 DEACTIVATE, CLEANUP = Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP
-_DOMAINS = itertools.count(os.getpid() % 50)
+_RESERVED = []
 
 
 def fresh_domain() -> str:
-    """Return a domain that no other test of this process uses."""
-    return str(1 + next(_DOMAINS) % 100)
+    """Return a domain that no other test, worker or deployment of this machine uses."""
+    domain, reservation = reserve_domain()
+    _RESERVED.append(reservation)  # held until this process ends
+    return str(domain)
 
 
 def environment(domain: str, **changes: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -236,7 +237,6 @@ class GateNode(SafeLifecycleNode):
 
     def _run_loop(self) -> None:
         """Tick on absolute deadlines of the steady clock, so that lateness does not add up."""
-        self._take_priority()
         start, tick = time.monotonic(), 0
         while not self._closing.is_set():
             tick += 1
@@ -254,12 +254,13 @@ class GateNode(SafeLifecycleNode):
                 start, tick = time.monotonic(), 0
 
     def _take_priority(self) -> None:
-        """Put the calling thread before every ordinary one of the machine, if that was asked for."""
+        """Put every thread of this process before the ordinary ones of the machine, if that was asked for."""
         priority = read(self, "realtime_priority")
         if not priority:
             return
         try:
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+            for thread in Path("/proc/self/task").iterdir():  # the middleware's own threads among them
+                os.sched_setscheduler(int(thread.name), os.SCHED_FIFO, os.sched_param(priority))
         except (OSError, ValueError) as error:
             raise RefusedError(
                 f"realtime_priority={priority} was not granted ({error}); allow it with `ulimit -r` or set it to 0."

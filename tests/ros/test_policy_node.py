@@ -1,0 +1,105 @@
+"""The policy node takes only a whole bundle that was made for its robot, and is silent when a stream is missing or old."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from bundles import untrained_bundle
+from harness import ACTIVATE, CONFIGURE, Client, node, nodes, wait_until
+from trajectory_msgs.msg import JointTrajectory
+
+from robolearn.core.errors import RefusedError
+from robolearn.deploy.bundle import BUNDLE_FILE, Bundle, open_bundle
+from robolearn.deploy.codecs import stamp_ns
+from robolearn_bridge.messages import COMMAND_QOS, SENSOR_QOS, message_class
+from robolearn_bridge.simulated_streams import SimulatedStreams
+from sim_envs.task import EnvOptions, make_env
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return untrained_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def test_a_bundle_is_whole_or_refused(bundle: Bundle, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle.folder, tmp_path / "copy"))
+    assert open_bundle(copy).spaces == bundle.spaces
+    (copy / "policy" / "extra").write_text("x")
+    with pytest.raises(RefusedError, match="policy/extra does not belong"):
+        open_bundle(copy)
+    (copy / "policy" / "extra").unlink()
+    with (copy / "policy" / "ema.safetensors").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(RefusedError, match=r"policy/ema\.safetensors was changed"):
+        open_bundle(copy)
+    (copy / "policy" / "ema.safetensors").unlink()
+    with pytest.raises(RefusedError, match=r"policy/ema\.safetensors is missing"):
+        open_bundle(copy)
+
+
+def test_a_bundle_with_another_joint_order_or_field_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle.folder, tmp_path / "copy"))
+    card = json.loads((copy / BUNDLE_FILE).read_text())
+    parts = card["contract"]["features"]["observation.state"]
+    parts.reverse()
+    (copy / BUNDLE_FILE).write_text(json.dumps(card))
+    with pytest.raises(RefusedError, match=r"'observation\.state' differs at element 0"):
+        open_bundle(copy)
+    parts.reverse()
+    (copy / BUNDLE_FILE).write_text(json.dumps(card | {"limits": []}))
+    with pytest.raises(RefusedError, match=r"has unknown \['limits'\]"):
+        open_bundle(copy)
+    with pytest.raises(RefusedError, match="made for robot 'panda', not for 'ur5e'"):
+        bundle.require_robot("ur5e")
+    with pytest.raises(RefusedError, match=r"stream 'joints' reads \['panda_finger_joint1', 'panda_finger_joint2'\]"):
+        bundle.require_robot("panda", joints=tuple(f"panda_joint{i}" for i in range(1, 8)))
+
+
+def test_chunks_come_from_fresh_complete_streams_only(client: Client, domain: str, tmp_path: Path, bundle: Bundle) -> None:
+    env = make_env("lift", EnvOptions(1))
+    observation = {key: value[0] for key, value in env.reset([0]).items() if key in bundle.spaces.observation}
+    env.close()
+    streams = SimulatedStreams(bundle.contract, bundle.spaces)
+    publishers = {
+        name: client.node.create_publisher(message_class(s.kind), s.topic, SENSOR_QOS)
+        for name, s in bundle.contract.streams.items()
+    }
+    chunks: list[JointTrajectory] = []
+    client.node.create_subscription(JointTrajectory, "policy/chunk", chunks.append, COMMAND_QOS)
+
+    def send(*, without: str = "", age_s: float = 0.0) -> int:
+        stamp = time.time_ns() - int(age_s * 1e9)
+        for name, message in streams.messages(observation, stamp).items():
+            if name != without:
+                publishers[name].publish(message)
+        return stamp
+
+    wrong = node("policy_node", name="wrong_robot", bundle=str(bundle.folder), robot="ur5e")
+    right = node("policy_node", bundle=str(bundle.folder), robot="panda")
+    with nodes(tmp_path, wrong, right, domain=domain) as running:
+        assert not client.transition("wrong_robot", CONFIGURE)
+        assert client.transition("policy_node", CONFIGURE)
+        assert client.trigger("policy_node/start") == (False, "The policy node is inactive; activate it first.")
+        assert client.transition("policy_node", ACTIVATE)
+        send()
+        time.sleep(0.3)
+        assert chunks == []  # active, but nobody has asked it to act
+        assert client.trigger("policy_node/start")[0]
+        stamp = send()
+        wait_until(lambda: len(chunks) == 1, what="a chunk")
+        assert stamp_ns(chunks[0]) == stamp
+        assert tuple(chunks[0].joint_names) == bundle.spaces.action.names
+        send(without="cube")
+        send(without="joints")
+        time.sleep(0.5)
+        assert len(chunks) == 1
+        assert client.trigger("policy_node/stop")[0]
+        send()
+        time.sleep(0.3)
+        assert len(chunks) == 1
+        assert running.exit_code("wrong_robot") is None
+    assert "made for robot 'panda', not for 'ur5e'" in (tmp_path / "wrong_robot.log").read_text()
