@@ -26,6 +26,7 @@ from robolearn.refine.base import weights_hash
 from robolearn.refine.demonstrations import demonstration_replay
 from robolearn.train.checkpoint import find_checkpoint
 from robolearn.train.device import choose_device
+from robolearn.train.interrupts import Interrupted
 from robolearn.train.online import OnlineConfig, OnlineResult
 from robolearn.train.online import refine as run_online
 
@@ -169,6 +170,8 @@ def _judge(recipe: RefineRecipe, console: Console | None) -> Callable[[Any], dic
 
     def judge(policy: Any) -> dict[str, object]:
         result = run_episodes(env, policy, seeds, rollout_config(_as_recipe(recipe)))
+        if result.interrupted_by is not None:
+            raise Interrupted(result.interrupted_by)
         low, high = result.interval()
         lengths = [episode.length for episode in result.episodes]
         row: dict[str, object] = {"successes": result.successes, "episodes": len(result.episodes), "low": low, "high": high}

@@ -25,6 +25,7 @@ from robolearn.data.store import EpisodeStore
 from robolearn.evaluate.rollout import evaluate
 from robolearn.policies import make_policy
 from robolearn.train.device import choose_device
+from robolearn.train.interrupts import Interrupted
 from robolearn.train.supervised import OnCheckpoint, TrainResult
 from robolearn.train.supervised import train as train_policy
 
@@ -131,7 +132,10 @@ def _scorer(recipe: Recipe) -> OnCheckpoint:
     seeds = [VALIDATION_SEED_BLOCK + i for i in range(recipe.evaluate.checkpoint_episodes)]
 
     def score(step: int, folder: Path, policy: Any) -> float:
-        return evaluate(env, policy, seeds, rollout_config(recipe)).success_rate
+        result = evaluate(env, policy, seeds, rollout_config(recipe))
+        if result.interrupted_by is not None:
+            raise Interrupted(result.interrupted_by)  # a score of some of the episodes would be taken for one of all
+        return result.success_rate
 
     return score
 

@@ -41,10 +41,12 @@ class Policy(nn.Module):
 
     Attributes:
         base: the frozen policy; acting with it alone is the fallback.
+        reach: () share of ``residual_scale`` that may be used; grows while the actor learns.
     """
 
     action_centre: Tensor
     action_half_range: Tensor
+    reach: Tensor
 
     def __init__(self, config: Config, spaces: Spaces, normalizer: Normalizer) -> None:
         super().__init__()
@@ -58,6 +60,7 @@ class Policy(nn.Module):
         low, high = torch.tensor(spaces.action_low), torch.tensor(spaces.action_high)
         self.register_buffer("action_centre", (low + high) / 2, persistent=False)
         self.register_buffer("action_half_range", (high - low) / 2, persistent=False)
+        self.register_buffer("reach", torch.tensor(1.0))
         encoder: Any = base.encoder
         self.actor = ZeroHeadMlp(encoder.condition_dim + spaces.action_dim, spaces.action_dim, config.actor)
 
@@ -93,7 +96,7 @@ class Policy(nn.Module):
             actor: the network to ask, the policy's own by default; a learner asks the one that it trains.
         """
         features = torch.cat((condition, base_action), dim=-1)
-        return self.config.residual_scale * torch.tanh((actor or self.actor)(features).float())
+        return self.reach * self.config.residual_scale * torch.tanh((actor or self.actor)(features).float())
 
     def predict(self, observation: Observation, rng: RandomSource) -> ActionChunk:
         """Return the base's chunk; :meth:`correct` is applied when each of its actions is due."""

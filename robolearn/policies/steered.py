@@ -50,9 +50,11 @@ class Policy(nn.Module):
         base: the frozen policy; acting with it alone is the fallback.
         latent_dim: elements that the actor chooses.
         steered: () bool; until it is set the latent noise is the base's own, so that the policy equals its base exactly.
+        reach: () share of the bound that an anchored shift may use; grows while the actor learns.
     """
 
     steered: Tensor
+    reach: Tensor
 
     def __init__(self, config: Config, spaces: Spaces, normalizer: Normalizer) -> None:
         super().__init__()
@@ -75,6 +77,7 @@ class Policy(nn.Module):
         else:
             self.actor = TanhGaussian(encoder.condition_dim, self.latent_dim, config.bound, config.actor)
         self.register_buffer("steered", torch.tensor(False))
+        self.register_buffer("reach", torch.tensor(1.0))
 
     def card(self) -> dict[str, object]:
         """Return what :func:`robolearn.policies.loading.load_policy` needs besides the weights; JSON-serialisable."""
@@ -82,9 +85,14 @@ class Policy(nn.Module):
         config = asdict(self.config) | {"base": {"name": base["policy"], **base["config"]}}
         return {"policy": "steered", "config": config, "spaces": base["spaces"], "normalizer": base["normalizer"]}
 
-    def shift(self, condition: Tensor) -> Tensor:
-        """Return the anchored form's shift, (b, latent_dim), within +-bound: ``bound tanh(net(condition))``."""
-        return self.config.bound * torch.tanh(self.actor(condition).float())
+    def shift(self, condition: Tensor, actor: nn.Module | None = None) -> Tensor:
+        """Return the anchored form's shift, (b, latent_dim), within +-bound: ``reach bound tanh(net(condition))``.
+
+        Args:
+            condition: (b, c), see :meth:`condition`.
+            actor: the network to ask, the policy's own by default; a learner asks the one that it trains.
+        """
+        return self.reach * self.config.bound * torch.tanh((actor or self.actor)(condition).float())
 
     def place(self, chosen: Tensor, noise: Tensor) -> Tensor:
         """Return latent noise (b, *latent_shape): ``chosen`` (b, latent_dim) added to ``noise`` if anchored, else set."""

@@ -149,7 +149,7 @@ def latent_sample(
         extra: (b, latent_dim) N(0, 1), the actor's own where ``absolute``.
     """
     if policy.config.form == "anchored":
-        chosen = policy.config.bound * torch.tanh(actor(condition).float())
+        chosen = policy.shift(condition, actor)
         return policy.place(chosen, noise), chosen, torch.zeros_like(chosen[:, 0])
     chosen, log_density = actor.sample(condition, extra)  # type: ignore[operator]
     return policy.place(chosen, noise), chosen, log_density
@@ -203,6 +203,7 @@ class Refiner:
         """Make one critic update and, when due, one distillation and one actor update."""
         config = self._config
         self._updates += 1
+        self._policy.reach.fill_(phase.reach)
         metrics = self._update_critics(batch, rng)
         if config.gradient == "distilled" and self._updates % config.distill_every == 0:
             metrics |= self._distill(batch, rng)

@@ -49,6 +49,9 @@ class OnlineConfig:
     """Control steps in all, warm-up included."""
     warmup_steps: int = 10_000
     """Leading control steps in which the frozen base acts (Zhou et al. 2024, WSRL); only the critics learn."""
+    ramp_steps: int = 20_000
+    """Control steps after the warm-up over which the actor's reach (the bound of a residual or shift) grows from 0 to all of
+    it: wrong critics are found out close to the base, while they can do little harm. 0 allows all at once."""
     learning_starts: int = 1_000
     """Control steps after which updates begin, at most ``warmup_steps``."""
     utd_ratio: float = 0.5
@@ -81,8 +84,8 @@ class OnlineConfig:
     def __post_init__(self) -> None:
         if min(self.env_steps, self.batch_size, self.evaluate_every, self.checkpoint_every, self.log_every, self.threads) < 1:
             raise RefusedError("env_steps, batch_size, evaluate_every, checkpoint_every, log_every and threads must be >= 1.")
-        if not 0 <= self.learning_starts <= self.warmup_steps or self.keep_checkpoints < 1:
-            raise RefusedError("learning_starts must lie in [0, warmup_steps] and keep_checkpoints must be >= 1.")
+        if not 0 <= self.learning_starts <= self.warmup_steps or self.keep_checkpoints < 1 or self.ramp_steps < 0:
+            raise RefusedError("learning_starts must lie in [0, warmup_steps], ramp_steps be >= 0 and keep_checkpoints >= 1.")
         if not self.utd_ratio > 0 or not 0 <= self.demo_fraction < 1:
             raise RefusedError(f"utd_ratio={self.utd_ratio} must be positive and demo_fraction={self.demo_fraction} in [0, 1).")
 
@@ -93,6 +96,8 @@ class Phase:
 
     actor: bool
     """Whether the actor moves; False while only the critics learn."""
+    reach: float = 1.0
+    """Share of its bound that the actor may use, in [0, 1]."""
 
 
 class Refiner(Protocol):
@@ -231,7 +236,8 @@ class _Loop:
             tensorboard=config.tensorboard,
         )
         try:
-            if evaluate is not None and not self._evaluations():
+            due = self._step % config.evaluate_every < self._lanes.count  # at the start, or where a signal cut an evaluation off
+            if evaluate is not None and due and all(row["env_steps"] != self._step for row in self._evaluations()):
                 self._evaluate(evaluate)
             self._began_s = time.monotonic() - self._elapsed_s
             self._logged_s, self._logged_step = time.monotonic(), self._step
@@ -271,7 +277,9 @@ class _Loop:
         if due <= 0:
             return
         self._rng.manual_seed(int(generator(config.seed, "updates", self._step).integers(2**62)))
-        phase = Phase(actor=self._step >= config.warmup_steps)
+        since = self._step - config.warmup_steps
+        reach = min(1.0, since / config.ramp_steps) if config.ramp_steps else 1.0
+        phase = Phase(actor=since >= 0, reach=max(0.0, reach))
         demo_rows = round(config.demo_fraction * config.batch_size) if self._demos is not None else 0
         for _ in range(due):
             batch = sample_mixed(
@@ -324,7 +332,12 @@ class _Loop:
 
     def _evaluate(self, evaluate: Callable[[Any], Score]) -> None:
         began_s = time.monotonic()
-        score = dict(evaluate(self._refiner.policy()))
+        try:
+            score = dict(evaluate(self._refiner.policy()))
+        except Interrupted as signalled:
+            saved = self._save()
+            message = f"Stopped by signal {signalled.signal_number} while evaluating at step {self._step}; saved {saved}."
+            raise Interrupted(signalled.signal_number, message) from signalled
         rows = [row for row in self._evaluations() if row["env_steps"] != self._step]
         row: dict[str, Any] = {"env_steps": self._step, "updates": self._updates, "wall_s": round(self._elapsed_s, 1), **score}
         rows.append(row)

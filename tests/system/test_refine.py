@@ -23,7 +23,7 @@ from robolearn.policies.loading import load_policy, save_policy
 from robolearn.refine import dsrl, residual
 from robolearn.refine.base import weights_hash
 from robolearn.train.checkpoint import CheckpointFolder
-from robolearn.train.interrupts import NonFiniteError
+from robolearn.train.interrupts import Interrupted, NonFiniteError
 from robolearn.train.metrics import TIME_PREFIX, read_metrics
 from robolearn.train.online import OnlineConfig, refine
 from sim_envs.task import EnvOptions, make_env
@@ -127,6 +127,32 @@ def test_evaluations_count_the_warm_up_and_know_how_deep_it_dipped(base, tmp_pat
     result = run(base, tmp_path / "run", config=replace(CONFIG, evaluate_every=200), score=score)
     assert [row["env_steps"] for row in result.evaluations] == [0, 200, 400, 600]
     assert [row["dip_depth"] for row in result.evaluations] == [0.0, 0.3, 0.3, 0.3]
+
+
+def test_the_reach_of_the_actor_grows_after_the_warm_up(base, tmp_path):
+    config = replace(CONFIG, ramp_steps=1000)
+    for method in (residual, dsrl):
+        result = run(base, tmp_path / method.__name__, method=method, config=config)
+        # The last updates happen before the step from 596 to 600: (596 - 160) / 1000.
+        assert load_policy(result.checkpoint).reach.item() == pytest.approx(0.436)
+
+
+def test_a_signal_during_an_evaluation_stops_the_run_with_everything_saved(base, tmp_path):
+    # Evaluations handle signals themselves and return what they have; the run went on, with a partial evaluation in its table.
+    calls = []
+
+    def score(policy):
+        calls.append(policy)
+        if len(calls) == 2:
+            raise Interrupted(15)
+        return {"successes": 1, "episodes": 2}
+
+    config = replace(CONFIG, evaluate_every=200)
+    with pytest.raises(Interrupted, match="saved"):
+        run(base, tmp_path / "run", config=config, score=score)
+    assert CheckpointFolder(tmp_path / "run/checkpoints").steps() == [200]
+    result = run(base, tmp_path / "run", config=config, score=score, resume=True)
+    assert [row["env_steps"] for row in result.evaluations] == [0, 200, 400, 600]
 
 
 def test_a_run_of_another_base_or_other_networks_is_not_resumed(base, tmp_path):
