@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TINY = ["data.episodes=2", "env.num_envs=2", "train.steps=2", "train.batch_size=4", "train.warmup_steps=1"]
 TINY += ["evaluate.episodes=1", "env.task=native_lift", "env.fidelity=native"]
+REFINED = ["env.task=native_lift", "env.fidelity=native", "env.num_envs=2", "online.env_steps=40", "online.learning_starts=16"]
+REFINED += ["online.warmup_steps=20", "online.batch_size=8", "validation_episodes=1"]
 
 
 def commands() -> list[list[str]]:
@@ -57,6 +59,8 @@ def test_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     for arguments in commands():
         if arguments[0] in ("collect", "train"):
             run(*arguments, *TINY, "data.path=data/can")
+        elif arguments[0] == "refine":
+            run(*arguments, *REFINED)
         elif arguments[0] == "compare":
             run("evaluate", "hold", *TINY, *recipe, "--out", "runs/other", "--videos", "0")
             run(*arguments)
