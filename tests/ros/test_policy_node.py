@@ -8,13 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
-from bundles import untrained_bundle
+from bundles import FINGERS, untrained_bundle
 from harness import ACTIVATE, CONFIGURE, Client, node, nodes, wait_until
 from trajectory_msgs.msg import JointTrajectory
 
+from hardware import load_robot
 from robolearn.core.errors import RefusedError
 from robolearn.deploy.bundle import BUNDLE_FILE, Bundle, open_bundle
 from robolearn.deploy.codecs import stamp_ns
+from robolearn.deploy.contracts import contract_from_names
 from robolearn_bridge.messages import COMMAND_QOS, SENSOR_QOS, message_class
 from robolearn_bridge.simulated_streams import SimulatedStreams
 from sim_envs.task import EnvOptions, make_env
@@ -61,9 +63,10 @@ def test_a_bundle_with_another_joint_order_or_field_is_refused(bundle: Bundle, t
 
 def test_chunks_come_from_fresh_complete_streams_only(client: Client, domain: str, tmp_path: Path, bundle: Bundle) -> None:
     env = make_env("lift", EnvOptions(1))
-    observation = {key: value[0] for key, value in env.reset([0]).items() if key in bundle.spaces.observation}
+    observation = {key: value[0] for key, value in env.reset([0]).items()}
     env.close()
-    streams = SimulatedStreams(bundle.contract, bundle.spaces)
+    offered = contract_from_names(env.spec.spaces, arm_joints=load_robot("panda").joints, finger_joints=FINGERS)
+    streams = SimulatedStreams(offered, env.spec.spaces)
     publishers = {
         name: client.node.create_publisher(message_class(s.kind), s.topic, SENSOR_QOS)
         for name, s in bundle.contract.streams.items()

@@ -108,7 +108,7 @@ class SimRobotNode(SafeLifecycleNode):
         self._seed, self._steps, self._ended, self._success = seed, 0, False, False
         self._missed, self._started = 0, False
         self._last = np.where(self._held, -1.0, 0.0)
-        self._valid: set[int] = set()
+        self._stamp = 0
         self._commands: deque[tuple[float, Array]] = deque(maxlen=256)
         self._newest_at = -np.inf
         self._report()
@@ -126,7 +126,7 @@ class SimRobotNode(SafeLifecycleNode):
             return
         if not self._lockstep:
             self._commands.append((time.monotonic() + read(self, "command_delay_ms") / 1e3, rows[0]))
-        elif stamp_ns(message) in self._valid:
+        elif stamp_ns(message) == self._stamp:
             self._step(rows[0])
             self._publish()
 
@@ -150,15 +150,16 @@ class SimRobotNode(SafeLifecycleNode):
         step = self._env.step(action[None])
         self._started, self._last = True, action
         self._steps += 1
-        self._valid.clear()
+        self._stamp = 0
         self._observation = step.observation
         self._ended, self._success = bool(step.ended[0]), bool(step.success[0])
         if self._ended:
             self._report()
 
     def _publish(self) -> None:
-        stamp = time.time_ns()
-        self._valid.add(stamp)
+        # In lockstep a repeated state keeps its stamp, so that the policy decides on it once, however long that takes.
+        stamp = self._stamp if self._lockstep and self._stamp else time.time_ns()
+        self._stamp = stamp
         observation = {key: value[0] for key, value in self._observation.items()}
         noise = read(self, "position_noise")
         if noise:
