@@ -47,7 +47,9 @@ def test_a_gate_starts_latched_and_dry(arm: FakeArm) -> None:
     run(arm, 0.3, reach(arm))
     assert arm.gate == {"state": "latched", "reason": "startup", "sending": False}
     wait_until(lambda: arm.client.trigger("gate_node/reset")[0])
-    run(arm, 0.5, reach(arm))
+    end = time.monotonic() + 20.0
+    while arm.gate["state"] != "running" and time.monotonic() < end:  # on a busy machine late streams stop it in between
+        run(arm, 0.2, reach(arm))
     assert arm.gate["state"] == "running"
     assert arm.commands == []  # never armed
 
