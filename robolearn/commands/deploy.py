@@ -61,8 +61,8 @@ class DeployRecipe:
     """In real time: how far ahead of the clock the gate executes chunks [s]."""
     rate_hz: float = 0.0
     """Control rate of the gate; 0 takes the policy's [Hz]."""
-    policy_timeout_s: float = 0.5
-    """Silence of the policy at which the gate stops [s]."""
+    policy_timeout_s: float = 2.0
+    """Silence of the policy at which the gate stops [s]; in real time 0.25 is the robots' value."""
     exec_horizon: int = 8
     """Actions of a chunk that are executed before the next decision."""
     episodes: int = 50

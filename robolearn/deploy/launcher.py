@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import signal
@@ -20,6 +21,8 @@ from robolearn.deploy.launch_file import NodeProcess
 ENDING_PATIENCE_S = 8.0
 """Between SIGTERM, after which every node sends its safe command, and SIGKILL."""
 LOG_TAIL_LINES = 12
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 DOMAINS = range(1, 102)
 """Domains whose ports stay below those that the kernel gives away; 0 is everybody's."""
 
@@ -71,6 +74,11 @@ class WorkspacePackages:
         return os.pathsep.join([*own, *filter(None, [environ.get("PYTHONPATH", "")])])
 
 
+def _end_with_parent() -> None:
+    """In the child: be asked to end (SIGTERM, so the gate ramps down) when the launcher ends, even by SIGKILL."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class Launched:
     """Running processes; leaving the ``with`` block ends them: SIGTERM in the order of the file, then SIGKILL."""
 
@@ -101,6 +109,7 @@ class Launched:
                     stderr=subprocess.STDOUT,
                     env=self._environ | dict(process.environment),
                     start_new_session=True,
+                    preexec_fn=_end_with_parent,
                 )
         return self
 

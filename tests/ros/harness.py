@@ -242,3 +242,25 @@ def largest_steps(commands: list[tuple[float, np.ndarray]], rate_hz: float) -> M
     positions = np.array([p for _, p in commands])
     velocity = np.diff(positions, axis=0) * rate_hz
     return {"velocity": np.abs(velocity).max(axis=0), "acceleration": np.abs(np.diff(velocity, axis=0) * rate_hz).max(axis=0)}
+
+
+def reach(arm: FakeArm, offset: float = 0.3) -> np.ndarray:
+    return np.array(arm.spec.home) + offset * np.array([1, 0.5, -1, 0, 1, 0, -1])
+
+
+def run(arm: FakeArm, seconds: float, target: np.ndarray) -> None:
+    """Play a policy that sends a chunk every 50 ms."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        arm.send_chunk(target)
+        time.sleep(0.05)
+
+
+def require_rest_then_silence(arm: FakeArm) -> None:
+    time.sleep(0.3)
+    count = len(arm.commands)
+    positions = np.array([p for _, p in arm.commands])
+    assert np.abs(np.diff(positions, axis=0)).max() > 1e-4
+    np.testing.assert_array_equal(positions[-1], positions[-2])
+    time.sleep(0.2)
+    assert len(arm.commands) == count  # silence after it

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import ACTIVATE, CLEANUP, CONFIGURE, DEACTIVATE, Client, FakeArm, gate, largest_steps, node, nodes, wait_until
+from harness import (
+    ACTIVATE,
+    CLEANUP,
+    CONFIGURE,
+    DEACTIVATE,
+    Client,
+    FakeArm,
+    largest_steps,
+    node,
+    nodes,
+    reach,
+    require_rest_then_silence,
+    run,
+    wait_until,
+)
 
 from robolearn.deploy.launcher import Launched
-
-
-@pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory, domain: str) -> Iterator[Launched]:
-    with nodes(tmp_path_factory.mktemp("gate"), gate(), domain=domain) as running:
-        yield running
-
-
-@pytest.fixture
-def arm(client: Client, launched: Launched) -> Iterator[FakeArm]:
-    """A driver and the module's gate, unconfigured."""
-    made = FakeArm(client)
-    yield made
-    made.take_down()
-    made.close()
-
-
-def reach(arm: FakeArm, offset: float = 0.3) -> np.ndarray:
-    return np.array(arm.spec.home) + offset * np.array([1, 0.5, -1, 0, 1, 0, -1])
-
-
-def run(arm: FakeArm, seconds: float, target: np.ndarray) -> None:
-    """Play a policy that sends a chunk every 50 ms."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        arm.send_chunk(target)
-        time.sleep(0.05)
 
 
 def test_a_gate_starts_latched_and_dry(arm: FakeArm) -> None:
@@ -121,16 +105,6 @@ def test_deactivation_ends_with_a_command_at_rest(arm: FakeArm) -> None:
     require_rest_then_silence(arm)
 
 
-def require_rest_then_silence(arm: FakeArm) -> None:
-    time.sleep(0.3)
-    count = len(arm.commands)
-    positions = np.array([p for _, p in arm.commands])
-    assert np.abs(np.diff(positions, axis=0)).max() > 1e-4
-    np.testing.assert_array_equal(positions[-1], positions[-2])
-    time.sleep(0.2)
-    assert len(arm.commands) == count  # silence after it
-
-
 def test_an_illegal_transition_is_refused_and_the_node_lives(client: Client, launched: Launched) -> None:
     assert not client.transition("gate_node", ACTIVATE)  # unconfigured: kills a plain rclpy lifecycle node
     assert not client.transition("gate_node", 77)
@@ -170,12 +144,3 @@ def test_what_does_not_fit_is_refused_by_name(client: Client, tmp_path: Path, do
             assert running.exit_code(f"gate_{what}") is None
     for what, (_, message) in MISFITS.items():
         assert message in (tmp_path / f"gate_{what}.log").read_text()
-
-
-def test_sigterm_ends_with_a_command_at_rest(arm: FakeArm, launched: Launched) -> None:
-    """Last in the file: the module's gate ends here."""
-    arm.bring_up()
-    run(arm, 0.5, reach(arm, 1.0))
-    os.kill(launched.pid("gate_node"), signal.SIGTERM)
-    wait_until(lambda: launched.exit_code("gate_node") == 0, what="exit code 0")
-    require_rest_then_silence(arm)

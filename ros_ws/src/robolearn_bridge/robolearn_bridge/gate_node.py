@@ -61,7 +61,7 @@ class GateNode(SafeLifecycleNode):
         self._on_arrival = read_choice(self, "trigger", ("timer", "state")) == "state" and not self._lockstep
         self._lock = threading.Lock()
         self._ticks, self._pending_ns, self._pending_at = 0, 0, 0.0
-        self._arrived_at = -np.inf
+        self._arrived_at = self._heartbeat_at = -np.inf
         self._early: tuple[int, Chunk | None] = (0, None)
         self._tick_errors_s: deque[float] = deque(maxlen=5000)
         self._problem, self._faulted, self._shown = "", 0, ("", "")
@@ -202,6 +202,7 @@ class GateNode(SafeLifecycleNode):
 
     def _on_estop(self, message: Bool) -> None:
         with self._lock:
+            self._heartbeat_at = time.monotonic()
             self._gate.on_estop(message.data, now_s=self._now_s())
         if message.data and self._loop is not None and not self._lockstep:
             self._send(self._tick())
@@ -267,13 +268,16 @@ class GateNode(SafeLifecycleNode):
             ) from error
 
     def _watch_lockstep(self) -> None:
-        """Stop when the simulator or the policy has been silent, by the steady clock: ticks cannot tell."""
+        """Stop when simulator, policy or e-stop publisher have been silent, by the steady clock: ticks cannot tell."""
         patience = max(read(self, "policy_timeout_s"), read(self, "state_timeout_s"))
-        while not self._closing.wait(patience / 5):
-            silent = time.monotonic() - self._pending_at > patience
-            if silent and self._gate.state is GateState.RUNNING:
+        estop_patience = read(self, "estop_timeout_s") or np.inf
+        while not self._closing.wait(0.05):
+            now = time.monotonic()
+            reason = "silent" if now - self._pending_at > patience else ""
+            reason = "e_stop_lost" if now - self._heartbeat_at > estop_patience else reason
+            if reason and self._gate.state is GateState.RUNNING:
                 with self._lock:
-                    self._gate.stop("silent", now_s=self._now_s())
+                    self._gate.stop(reason, now_s=self._now_s())
                 self._tick_lockstep(publish=True)
 
     def _tick(self) -> Command:

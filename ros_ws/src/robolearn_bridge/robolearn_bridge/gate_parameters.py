@@ -58,7 +58,8 @@ def make_gate(node: Node) -> tuple[RobotSpec, CommandGate, list[Output]]:
         RefusedError: an unknown robot or interface, a bundle of another robot, or a rate outside the robot's range.
     """
     interface = read_choice(node, "interface", INTERFACES)
-    estop = read(node, "estop_timeout_s")
+    # In lockstep the gate's clock counts ticks, which come faster or slower than heartbeats: the node watches those by the wall.
+    estop = 0.0 if read(node, "sync") == "lockstep" else read(node, "estop_timeout_s")
     config = GateConfig(
         policy_timeout_s=read(node, "policy_timeout_s"),
         stream_timeouts_s={JOINT_STATES: read(node, "state_timeout_s")},

@@ -22,7 +22,7 @@ from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS, SENSOR_QOS, chun
 from robolearn_bridge.parameters import declare, read, read_choice
 from robolearn_bridge.simulated_streams import SimulatedStreams
 
-IDLE_PERIOD_S = 0.08
+IDLE_PERIOD_S = 0.02
 """Between two publications of a state that waits for its first command."""
 
 
