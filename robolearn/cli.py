@@ -16,9 +16,12 @@ import typer
 from robolearn.core.errors import RefusedError
 
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, help="Learn robot policies from demonstrations and evaluate them."
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Learn robot policies from demonstrations and evaluate them.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Inspect, check and mend episode stores.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Inspect, check and mend episode stores.")
 app.add_typer(data_app, name="data")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe, a YAML file such as configs/can_diffusion.yaml.")]
