@@ -1,19 +1,21 @@
 """Recipes: a YAML file and ``a.b=c`` overrides, checked against a typed dataclass by OmegaConf.
 
 A field that may hold one of several dataclasses (a policy, say) is declared with :func:`variant`; in the file it is a mapping
-whose ``name`` chooses the class and whose other keys are that class's fields.
+whose ``name`` chooses the class and whose other keys are that class's fields. A field ``tuple[D, ...]`` with a dataclass ``D`` is
+a list of mappings.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import omegaconf
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from robolearn.core.errors import RefusedError, nearest
 
@@ -115,6 +117,8 @@ def _build(schema: type, node: object, *, where: str, path: str) -> Any:
             values[name] = _build_variant(field, value, node[name], where=where, path=_join(path, name))
         elif dataclasses.is_dataclass(value):
             values[name] = _build(type(value), node[name], where=where, path=_join(path, name))
+        elif (element := _element(schema, name)) is not None:
+            values[name] = _build_each(element, node[name], where=where, path=_join(path, name))
         else:
             leaves.append(name)
     values |= _convert_leaves(schema, {name: node[name] for name in leaves}, where=where, path=path)
@@ -122,6 +126,21 @@ def _build(schema: type, node: object, *, where: str, path: str) -> Any:
         return schema(**values)
     except RefusedError as error:
         raise RefusedError(f"{where}: {path or schema.__name__}: {error}") from error
+
+
+def _element(schema: type, name: str) -> type | None:
+    """Return D where the field is annotated ``tuple[D, ...]`` with a dataclass D, else None."""
+    annotation = _annotation(schema, name)
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is not tuple or arguments[1:] != (...,) or not dataclasses.is_dataclass(arguments[0]):
+        return None
+    return cast(type, arguments[0])
+
+
+def _build_each(schema: type, node: object, *, where: str, path: str) -> tuple[Any, ...]:
+    if not isinstance(node, ListConfig):
+        raise RefusedError(f"{where}: {path} must be a list of {schema.__name__}, got {node!r}.")
+    return tuple(_build(schema, entry, where=where, path=f"{path}[{i}]") for i, entry in enumerate(node))
 
 
 def _build_variant(field: dataclasses.Field, default: Named, node: object, *, where: str, path: str) -> Named:
@@ -152,8 +171,6 @@ def _convert_leaves(schema: type, node: dict[str, Any], *, where: str, path: str
 
 
 def _annotation(schema: type, name: str) -> Any:
-    import typing
-
     return typing.get_type_hints(schema)[name]
 
 

@@ -47,6 +47,12 @@ class Recipe:
     shape: Any = variant("square", choose)
 
 
+@dataclass(frozen=True)
+class Drawing:
+    rows: tuple[Inner, ...] = ()
+    marks: tuple[int, ...] | None = None
+
+
 def write(tmp_path: Path, text: str) -> Path:
     file = tmp_path / "r.yaml"
     file.write_text(text)
@@ -90,3 +96,18 @@ def test_a_missing_recipe_names_its_neighbours(tmp_path: Path) -> None:
 def test_broken_yaml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="not valid YAML"):
         load(Recipe, file=write(tmp_path, "a: [1,\n"))
+
+
+def test_a_list_of_dataclasses_is_checked_entry_by_entry(tmp_path: Path) -> None:
+    file = write(tmp_path, "rows: [{dims: [3]}, {limit: 2}]\nmarks: [1]\n")
+    drawing = load(Drawing, file=file)
+    assert drawing == Drawing((Inner((3,)), Inner(limit=2.0)), (1,))
+    assert load(Drawing, file=write(tmp_path, to_yaml(drawing))) == drawing
+    for text, says in (
+        ("rows: [{dims: [3]}, {limt: 2}]", r"unknown key 'rows\[1\].limt'.*Did you mean 'limit'"),
+        ("rows: [{limit: -1}]", r"rows\[0\]: limit=-1.0 must not be negative"),
+        ("rows: {limit: 1}", "rows must be a list of Inner"),
+        ("rows: [3]", r"rows\[0\] must be a mapping of Inner"),
+    ):
+        with pytest.raises(RefusedError, match=says):
+            load(Drawing, file=write(tmp_path, text))
