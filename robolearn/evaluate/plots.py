@@ -28,7 +28,7 @@ PALETTE = ("#2f6db3", "#e08a2e", "#7a5aa8", "#3a9c9c", "#b3526e", "#7b8a3c", "#5
 
 def success_bars(results: Sequence[EvaluationResult], letters: Sequence[str] = ()) -> str:
     """Draw success rates with 95 % Clopper-Pearson intervals, first policy on top, with compact letters if given."""
-    with _style():
+    with style():
         figure, axes = _figure(WIDTH, 0.62 + 0.46 * len(results))
         rates = np.array([0.0 if not r.episodes else r.success_rate for r in results])
         intervals = np.array([r.interval() for r in results])
@@ -64,7 +64,7 @@ def learning_curve(rows: Sequence[MetricsRow]) -> str | None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     last = max(steps[-1] for lines in curves.values() for steps, _ in lines.values())
-    with _style():
+    with style():
         figure, all_axes = _figure(WIDTH, 2.7, columns=len(curves))
         for axes, (title, lines) in zip(np.atleast_1d(all_axes), curves.items(), strict=True):
             for index, (name, (steps, values)) in enumerate(lines.items()):
@@ -95,7 +95,7 @@ def action_traces(recordings: Sequence[Recording]) -> str | None:
     count = recordings[0].actions.shape[1]
     names = recordings[0].action_names or tuple(f"action {i}" for i in range(count))
     columns = min(count, 4)
-    with _style():
+    with style():
         figure, grid = _figure(WIDTH, 1.55 * -(-count // columns) + 0.3, rows=-(-count // columns), columns=columns)
         panels: list[Axes] = list(np.atleast_1d(grid).flat)
         for index, axes in enumerate(panels):
@@ -121,7 +121,7 @@ def latency_histogram(latencies: Mapping[str, Latency]) -> str | None:
     everything = np.concatenate(list(timed.values()))
     low, high = max(everything.min(), 1e-4) * 0.9, everything.max() * 1.1
     bins = np.geomspace(low, max(high, low * 2), 41)
-    with _style():
+    with style():
         figure, axes = _figure(WIDTH, 2.5)
         for index, (name, milliseconds) in enumerate(timed.items()):
             color = PALETTE[index % len(PALETTE)]
@@ -155,7 +155,8 @@ def _short(name: str, limit: int = 34) -> str:
     return name if len(name) <= limit else f"{name[: limit - 9]}...{name[-6:]}"
 
 
-def _style() -> AbstractContextManager[None]:
+def style() -> AbstractContextManager[None]:
+    """Return the context in which every figure is drawn: its fonts, lines and colours."""
     import matplotlib as mpl
 
     return mpl.rc_context(
