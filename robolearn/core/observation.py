@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from robolearn.core.errors import RefusedError, nearest
-from robolearn.core.types import ACTION, FeatureSpec, Observation, Spaces, is_image
+from robolearn.core.types import ACTION, Array, FeatureSpec, Observation, Spaces, is_image
 
 
 def select_observation(spaces: Spaces, keys: Sequence[str]) -> Spaces:
@@ -47,6 +47,17 @@ def check_observation(observation: Observation, features: Mapping[str, FeatureSp
             bad = int(np.argwhere(~np.isfinite(value))[0, 0])
             raise RefusedError(f"{key} holds a value that is not finite, first in row {bad}.")
     return rows
+
+
+def check_latent(latent_noise: Array, observation: Observation, latent_shape: tuple[int, ...]) -> None:
+    """Refuse latent noise that is not (b, *latent_shape) for the ``b`` rows of ``observation``.
+
+    Raises:
+        RefusedError: names both shapes.
+    """
+    wanted = (len(next(iter(observation.values()), ())), *latent_shape)
+    if np.shape(latent_noise) != wanted:
+        raise RefusedError(f"latent_noise must have shape {wanted}, got {np.shape(latent_noise)}.")
 
 
 def flat_streams(spaces: Spaces) -> dict[str, int]:

@@ -65,6 +65,11 @@ class Spaces:
         """Number of elements of one action."""
         return self.action.shape[0]
 
+    def action_scaling(self) -> tuple[Array, Array]:
+        """Return centre and half range (a,) float32 of the action's bounds: ``(action - centre) / half_range`` is in [-1, 1]."""
+        low, high = np.asarray(self.action_low, np.float32), np.asarray(self.action_high, np.float32)
+        return (high + low) / 2, (high - low) / 2
+
     def to_json(self) -> dict[str, object]:
         """Return a JSON-serialisable form that :meth:`from_json` inverts."""
         return {
@@ -173,6 +178,8 @@ class ActionChunk:
 
     actions: Array
     """(b, h, a) float32 in the robot's own action units."""
+    latent_noise: Array | None = None
+    """(b, ...) float32 what the chunk was decoded from, where somebody wants to learn from it."""
 
     def __post_init__(self) -> None:
         if self.actions.ndim != 3:

@@ -17,7 +17,7 @@ from robolearn.core.errors import RefusedError
 
 CONDITION, ACTION, REWARD, TERMINATED, ENDED = "condition", "action", "reward", "terminated", "ended"
 OUTCOME, SETTLED = "outcome", "settled"
-
+PLAN, LATENT, SINCE_DECISION = "plan", "latent_noise", "since_decision"
 
 _TENSORS = ("actions", "returns", "bootstrap", "outcomes", "settled")
 
@@ -65,9 +65,9 @@ class ReplayBuffer:
             lanes: environments.
             capacity: rows in all lanes together; rounded down to whole slabs.
             discount: per control step.
-            dims: field -> elements; must name ``condition`` and ``action``. A field ``plan`` holds, flattened, the actions
-            that were
-                planned from this step on, itself included.
+            dims: field -> elements; must name ``condition`` and ``action``. A field ``plan`` holds, flattened, the actions that
+                were planned from this step on, itself included; a field ``since_decision`` (1) how many steps before this one
+                the chunk was decided, and then windows begin at decisions.
             device: where everything lives.
 
         Raises:
@@ -187,6 +187,9 @@ class ReplayBuffer:
         at = start % self.slabs
         unused = self._ended[at, lane] & ~self._terminated[at, lane]
         start = start + torch.where(start > oldest, -1, 1) * unused
+        if SINCE_DECISION in self._fields:
+            since = self._fields[SINCE_DECISION][start % self.slabs, lane, 0].long()
+            start = (start - since).clamp(min=oldest)
         return self._windows(start, lane, steps=steps)
 
     def _windows(self, start: Tensor, lane: Tensor, *, steps: int) -> ReplayBatch:
@@ -225,8 +228,8 @@ class ReplayBuffer:
             return actions
         last = (taken - 1).clamp(min=0)
         last_index, lane = index.gather(1, last[:, None])[:, 0], lanes[:, 0]
-        if "plan" in self._fields:
-            plan = self._fields["plan"][last_index, lane].view(rows, -1, dim)
+        if PLAN in self._fields:
+            plan = self._fields[PLAN][last_index, lane].view(rows, -1, dim)
         else:
             plan = self._fields[ACTION][last_index, lane][:, None]
         beyond = (torch.arange(steps, device=self.device) - last[:, None]).clamp(0, plan.shape[1] - 1)

@@ -54,6 +54,7 @@ class ChunkExecutor:
         self._chunks = np.zeros((num_rows, policy.pred_horizon), np.int64)
         self._cursor = np.full(num_rows, config.exec_horizon)
         self._fresh = np.ones(num_rows, bool)
+        self._latent_noise: Array | None = None
 
     def reset(self, mask: Array | None = None) -> None:
         """Forget history and queue of the rows in ``mask`` (b,) bool, all by default: a new episode begins there."""
@@ -106,6 +107,14 @@ class ChunkExecutor:
         at = np.clip(at, 0, np.maximum((self._weight > 0).sum(axis=1) - 1, 0)[:, None])
         return self._total[rows, at] / np.maximum(self._weight[rows, at], 1e-9)[:, :, None]
 
+    def since_decision(self) -> Array:
+        """Return (b,): how many steps before that of the last :meth:`act` the chunk of each row was decided."""
+        return self._cursor - 1
+
+    def latent_noise(self) -> Array | None:
+        """Return (b, ...) what the newest chunk of each row was decoded from; None where the policy does not say."""
+        return self._latent_noise
+
     def state(self) -> dict[str, Array]:
         """Return history and queue as arrays that :meth:`restore` reads."""
         queue = {
@@ -115,6 +124,8 @@ class ChunkExecutor:
             "cursor": self._cursor,
             "fresh": self._fresh,
         }
+        if self._latent_noise is not None:
+            queue["latent_noise"] = self._latent_noise
         return {name: np.array(value) for name, value in queue.items()} | {
             f"history/{k}": v.copy() for k, v in self._history.items()
         }
@@ -127,6 +138,7 @@ class ChunkExecutor:
                 raise RefusedError(f"Executor state {name!r} has shape {state[name].shape}, this executor's is {own.shape}.")
             own[:] = state[name]
         self._fresh[:] = state["fresh"]
+        self._latent_noise = state["latent_noise"].copy() if "latent_noise" in state else None
 
     def _observe(self, observation: Observation, rows: Array) -> None:
         """Append the newest observation; at the start of an episode it fills the whole history."""
@@ -168,3 +180,7 @@ class ChunkExecutor:
             self._weight[due] += weight
             self._chunks[due] += 1
         self._cursor[due] = 0
+        if chunk.latent_noise is not None:
+            if self._latent_noise is None:
+                self._latent_noise = np.zeros((self._num_rows, *chunk.latent_noise.shape[1:]), np.float32)
+            self._latent_noise[due] = chunk.latent_noise

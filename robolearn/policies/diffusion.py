@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from robolearn.core.errors import RefusedError
-from robolearn.core.observation import select_observation
+from robolearn.core.observation import check_latent, select_observation
 from robolearn.core.protocols import RandomSource
 from robolearn.core.seeding import standard_normal
 from robolearn.core.types import ACTION, ENVIRONMENT_STATE, STATE, ActionChunk, Array, Observation, Spaces, is_image
@@ -143,9 +142,7 @@ class Policy(nn.Module):
     def decode(self, observation: Observation, latent_noise: Array) -> ActionChunk:
         """See :meth:`robolearn.core.protocols.LatentPolicy.decode`."""
         tensors = self.encoder.read(observation, self.levels.device)
-        rows = len(tensors[self.config.observation_keys[0]])
-        if np.shape(latent_noise) != (rows, *self.latent_shape):
-            raise RefusedError(f"latent_noise must have shape {(rows, *self.latent_shape)}, got {np.shape(latent_noise)}.")
+        check_latent(latent_noise, observation, self.latent_shape)
         with torch.inference_mode():
             noise = torch.as_tensor(latent_noise, dtype=torch.float32, device=self.levels.device)
             return ActionChunk(self.decode_tensor(tensors, noise).float().cpu().numpy())

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robolearn.core.config import variant
 from robolearn.core.errors import RefusedError
-from robolearn.core.protocols import LatentPolicy, RandomSource
+from robolearn.core.protocols import RandomSource
 from robolearn.core.seeding import standard_normal
 from robolearn.core.types import ActionChunk, Observation, Spaces
 from robolearn.data.normalizer import Normalizer
 from robolearn.nets.critics import CriticConfig, CriticEnsemble
-from robolearn.policies import config_class, make_policy
+from robolearn.policies import config_class
+from robolearn.policies.refined import RefinedPolicy, require_latent
 
 
 @dataclass(frozen=True)
@@ -40,57 +41,31 @@ class Config:
             raise RefusedError(f"candidates and valued_steps must be >= 1 and pessimism >= 0; got {self}.")
 
 
-class Policy(nn.Module):
+class Policy(RefinedPolicy):
     """Decodes ``candidates`` chunks and returns the one of the highest value.
 
     Attributes:
-        base: the frozen policy; acting with it alone is the fallback.
         critics: maps a condition and normalised actions (b, valued_steps * a) to values (e, b).
         selecting: () bool; until it is set the first candidate is taken, so that the policy equals its base exactly.
     """
 
     selecting: Tensor
-    action_centre: Tensor
-    action_half_range: Tensor
 
     def __init__(self, config: Config, spaces: Spaces, normalizer: Normalizer) -> None:
-        super().__init__()
-        base = make_policy(config.base.name, config.base.config, spaces, normalizer)
-        if not isinstance(base, LatentPolicy) or not isinstance(base, nn.Module):
-            raise RefusedError(f"Policy {config.base.name!r} proposes one chunk only: it has no latent noise to decode from.")
-        if config.valued_steps > base.pred_horizon:
+        super().__init__(config, spaces, normalizer)
+        require_latent(self.base, config.base.name)
+        if config.valued_steps > self.pred_horizon:
             raise RefusedError(
-                f"valued_steps={config.valued_steps} must not exceed {base.pred_horizon}, the base's pred_horizon."
+                f"valued_steps={config.valued_steps} must not exceed {self.pred_horizon}, the base's pred_horizon."
             )
-        self.config, self.base = config, base.requires_grad_(False)
-        self.spaces, self.obs_horizon, self.pred_horizon = base.spaces, base.obs_horizon, base.pred_horizon
-        encoder: Any = base.encoder
-        self.critics = CriticEnsemble(encoder.condition_dim + config.valued_steps * spaces.action_dim, config.critic)
-        low, high = torch.tensor(spaces.action_low), torch.tensor(spaces.action_high)
-        self.register_buffer("action_centre", (low + high) / 2, persistent=False)
-        self.register_buffer("action_half_range", (high - low) / 2, persistent=False)
+        self.critics = CriticEnsemble(self.encoder.condition_dim + config.valued_steps * spaces.action_dim, config.critic)
         self.register_buffer("selecting", torch.tensor(False))
-
-    def card(self) -> dict[str, object]:
-        """Return what :func:`robolearn.policies.loading.load_policy` needs besides the weights; JSON-serialisable."""
-        base = self.base.card()  # type: ignore[operator]
-        config = asdict(self.config) | {"base": {"name": base["policy"], **base["config"]}}
-        return {"policy": "selected", "config": config, "spaces": base["spaces"], "normalizer": base["normalizer"]}
-
-    @property
-    def encoder(self) -> Any:
-        """The base's observation encoder."""
-        return self.base.encoder
-
-    def condition(self, observation: Mapping[str, Tensor], rng: torch.Generator | None = None) -> Tensor:
-        """Return the base's condition (b, c) of an observation key -> (b, o, ...)."""
-        return self.base.condition(observation, rng)  # type: ignore[operator]
 
     def choose(self, condition: Tensor, noise: Tensor) -> Tensor:
         """Return the best chunk (b, h, a), raw units, of the candidates that ``noise`` (b, n, *latent_shape) proposes."""
         rows, candidates = noise.shape[:2]
         repeated = condition.repeat_interleave(candidates, dim=0)
-        chunks = self.base.decode_condition(repeated, noise.flatten(0, 1))  # type: ignore[operator]
+        chunks = self.base.decode_condition(repeated, noise.flatten(0, 1))
         values = self.critics(repeated, self.valued(chunks))
         score = values.mean(dim=0)
         if self.config.pessimism:
@@ -100,8 +75,7 @@ class Policy(nn.Module):
 
     def valued(self, chunks: Tensor) -> Tensor:
         """Return what critics see of chunks (b, h, a): (b, valued_steps * a), normalised and inside the bounds."""
-        leading = chunks[:, : self.config.valued_steps]
-        return ((leading - self.action_centre) / self.action_half_range).clamp(-1.0, 1.0).flatten(1)
+        return self.normalize_action(chunks[:, : self.config.valued_steps]).flatten(1)
 
     def predict_tensor(self, observation: Mapping[str, Tensor], rng: torch.Generator) -> Tensor:
         """Return a chosen chunk (b, h, a) for tensors on the policy's device, where ``rng`` must be too."""
@@ -111,14 +85,13 @@ class Policy(nn.Module):
 
     def predict(self, observation: Observation, rng: RandomSource) -> ActionChunk:
         """See :meth:`robolearn.core.protocols.Policy.predict`."""
-        device = self.selecting.device
         rows = len(next(iter(observation.values()), ()))
         # The base's own noise comes first, and alone until critics choose: the same draws, the same chunk.
         first = standard_normal(rng, (rows, *self.base.latent_shape))
         if not bool(self.selecting):
-            return self.base.decode(observation, first)  # type: ignore[operator]
+            return self.base.decode(observation, first)
         more = standard_normal(rng, (rows, self.config.candidates - 1, *self.base.latent_shape))
         noise = np.concatenate((first[:, None], more), axis=1)
         with torch.inference_mode():
-            condition = self.condition(self.encoder.read(observation, device))
-            return ActionChunk(self.choose(condition, torch.as_tensor(noise, device=device)).float().cpu().numpy())
+            condition = self.condition(self.encoder.read(observation, self.device))
+            return ActionChunk(self.choose(condition, torch.as_tensor(noise, device=self.device)).float().cpu().numpy())

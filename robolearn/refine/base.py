@@ -1,11 +1,12 @@
-"""What all refinement methods share: the frozen base inside a refined policy, and what a checkpoint holds of the learners."""
+"""What all refinement methods share: how critics learn, who explores, the frozen base, and what a checkpoint holds."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,10 +15,124 @@ from torch import Tensor, nn
 from robolearn.core.config import Named
 from robolearn.core.errors import RefusedError
 from robolearn.core.observation import flat_streams
+from robolearn.core.protocols import RandomSource
+from robolearn.core.types import ActionChunk, Array, Observation
 from robolearn.data.normalizer import Normalizer
 from robolearn.data.replay_buffer import ReplayBatch
+from robolearn.nets.critics import CriticConfig, CriticEnsemble, follow
 from robolearn.policies import make_policy
+from robolearn.policies.refined import RefinedPolicy
 from robolearn.train.checkpoint import require_same_tensors
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """What the critics of every method share."""
+
+    critic: CriticConfig = field(default_factory=lambda: CriticConfig(members=5, layers=2))
+    """The critics."""
+    window_steps: int = 4
+    """n of the n-step return, control steps."""
+    discount: float = 0.99
+    """Per control step."""
+    critic_learning_rate: float = 3.0e-4
+    """Adam's, of all critics."""
+    target_rate: float = 0.005
+    """How fast target networks follow."""
+    outcome_weight: float = 0.5
+    """Share of the return that the episode really had in the target, where it is known; the rest is bootstrapped. It carries
+    success and failure back over a whole episode at once."""
+    max_gradient_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    value_range: tuple[float, float] | None = (0.0, 1.0)
+    """Returns that are possible; targets are clipped to them. With a reward of 1 on success none is outside [0, 1]. Null does
+    not clip."""
+    bf16: bool = False
+    """Compute the networks in bfloat16."""
+
+    def __post_init__(self) -> None:
+        if self.window_steps < 1 or not 0 < self.discount < 1:
+            raise RefusedError(f"window_steps={self.window_steps} must be >= 1 and discount={self.discount} in (0, 1).")
+        if not 0 <= self.outcome_weight <= 1:
+            raise RefusedError(f"outcome_weight={self.outcome_weight} must lie in [0, 1].")
+
+
+class Critics:
+    """An ensemble that learns, its slow copy, from which targets come, and its optimiser.
+
+    Attributes:
+        online, slow: the two ensembles.
+        optimizer: of the former.
+    """
+
+    def __init__(self, slow: CriticEnsemble, config: LearnerConfig) -> None:
+        self.online: CriticEnsemble = copy.deepcopy(slow).requires_grad_(True)
+        self.slow = slow.requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self.online.parameters(), config.critic_learning_rate, fused=True)
+        self._config = config
+
+    def learn(self, batch: ReplayBatch, action: Tensor, following: Tensor) -> dict[str, Tensor]:
+        """Make one step on ``(Q_i(s, action) - y)^2`` and let the slow copy follow; return metrics.
+
+        ``y = clip(settle(returns + bootstrap following))``, see :func:`settle`.
+
+        Args:
+            batch: the transitions.
+            action: (b, d) what is valued at their first step.
+            following: (b,) value of the state that is bootstrapped from.
+        """
+        config = self._config
+        target = settle(batch.returns + batch.bootstrap * following, batch, config.outcome_weight)
+        if config.value_range is not None:
+            target = target.clamp(*config.value_range)
+        metrics = fit(self.online, self.optimizer, (batch.condition, action), target, config)
+        follow(self.slow, self.online, config.target_rate)
+        return metrics | {"q_target": target.mean()}
+
+
+def fit(
+    critics: CriticEnsemble, optimizer: torch.optim.Optimizer, inputs: tuple[Tensor, ...], target: Tensor, config: LearnerConfig
+) -> dict[str, Tensor]:
+    """Make one step of all members towards ``target``, (b,) or (e, b); return metrics."""
+    with critic_autocast(config.bf16, target.device):
+        values = critics(*inputs).float()
+    loss = (values - target).square().mean(dim=1).sum()
+    descend(loss, critics, optimizer, config.max_gradient_norm)
+    values = values.detach()
+    return {"loss": loss.detach() / len(values), "q_mean": values.mean(), "q_spread": values.std(dim=0).mean()}
+
+
+class Behaviour:
+    """The policy that explores. Subclasses say how; this one acts like the refined policy, like its base in the warm-up.
+
+    Attributes:
+        warmup: whether the frozen base acts.
+        noted: (b, c) condition of every row at the last step.
+    """
+
+    def __init__(self, policy: RefinedPolicy) -> None:
+        self._policy: Any = policy
+        self.spaces, self.obs_horizon, self.pred_horizon = policy.spaces, policy.obs_horizon, policy.pred_horizon
+        self.device = policy.device
+        self.condition_dim: int = policy.encoder.condition_dim
+        self.warmup = True
+        self.noted = torch.zeros(0, device=self.device)
+
+    def predict(self, observation: Observation, rng: RandomSource) -> ActionChunk:
+        """See :meth:`robolearn.core.protocols.Policy.predict`."""
+        return (self._policy.base if self.warmup else self._policy).predict(observation, rng)
+
+    def correct(self, observation: Observation, action: Array, rng: RandomSource) -> Array:
+        """Return ``action``; notes the condition."""
+        self.note(observation)
+        return action
+
+    def note(self, observation: Observation) -> Tensor:
+        """Keep and return the condition (b, c)."""
+        with torch.inference_mode():
+            condition = self._policy.condition(self._policy.encoder.read(observation, self.device))
+        self.noted = condition.clone()
+        return self.noted
 
 
 def wrap(base: nn.Module, name: str, config: Any) -> Any:
@@ -25,7 +140,7 @@ def wrap(base: nn.Module, name: str, config: Any) -> Any:
 
     Args:
         base: a loaded policy.
-        name: ``corrected`` or ``steered``.
+        name: one of the refined policies, such as ``corrected``, ``steered`` or ``selected``.
         config: its configuration; the field ``base`` is filled in.
 
     Raises:
@@ -94,6 +209,16 @@ def restore_modules(
                 index, field = key.removeprefix(f"optimizer/{name}/").split("/")
                 state.setdefault(int(index), {})[field] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def cautious_gain(values: Tensor, usual: Tensor, pessimism: float) -> Tensor:
+    """Return (): the mean advantage of ``values`` (e, b) over the base's, ``usual``, less ``pessimism`` spreads over members.
+
+    Members that were fitted to the same data agree on what they have seen; where they disagree on which way is better, moving
+    does not pay. The advantage is taken per member, so a common error of the value itself cancels.
+    """
+    advantage = values - usual
+    return (advantage.mean(dim=0) - pessimism * advantage.std(dim=0)).mean()
 
 
 def settle(target: Tensor, batch: ReplayBatch, weight: float) -> Tensor:

@@ -1,9 +1,9 @@
 """Latent-noise steering: reinforcement learning chooses the noise from which a frozen generative policy decodes its chunk.
 
-DSRL (Wagenmaker et al. 2025, "Steering Your Diffusion Policy with Latent Space Reinforcement Learning"), with action critics
-on executed chunks of k control steps. ``D(s, w)`` is the frozen decoder, ``d`` the discount per control step:
+DSRL (Wagenmaker et al. 2025, "Steering Your Diffusion Policy with Latent Space Reinforcement Learning"), with critics of chunks
+of k control steps and returns over n. ``D(s, w)`` is the frozen decoder, ``d`` the discount per control step:
 
-- critics: ``(Q_i(s, a) - y)^2``, ``y = sum_j d^j reward_j + d^k (min_subset Q'(s_k, D(s_k, w')) - soft alpha log p(w' | s_k))``,
+- critics: ``(Q_i(s, a) - y)^2``, ``y = sum_j d^j reward_j + d^n (min_subset Q'(s_n, D(s_n, w')) - soft alpha log p(w' | s_n))``,
   mixed with the episode's outcome where that is known
 - noise critics (``gradient: distilled``, DSRL-NA): ``(V_i(s, w) - Q_i(s, D(s, w)))^2``, w from N(0, I) and from the actor
 - actor, ``form: absolute``: ``E[alpha log p(w | s) - min_i V_i(s, w)]``, w = bound tanh(u), u Gaussian (SAC)
@@ -13,7 +13,8 @@ on executed chunks of k control steps. ``D(s, w)`` is the frozen decoder, ``d`` 
   and only as far as the trust region allows.
 
 ``gradient: through_decoder`` puts ``Q_i(s, D(s, w))`` itself in place of V: for a small decoder that costs no more than a
-distillation and removes its error.
+distillation and removes its error. ``gradient: latent`` (DSRL-SAC) learns V alone, by the critics' equation on the latent noise
+that was executed: no update decodes anything, and no demonstration can be used.
 """
 
 from __future__ import annotations
@@ -30,48 +31,52 @@ from torch import Tensor
 from robolearn.core.errors import RefusedError
 from robolearn.core.protocols import RandomSource
 from robolearn.core.seeding import standard_normal
-from robolearn.core.types import ActionChunk, Array, Observation
-from robolearn.data.replay_buffer import ReplayBatch
+from robolearn.core.types import ActionChunk, Observation
+from robolearn.data.replay_buffer import LATENT, ReplayBatch
 from robolearn.nets.actors import ActorConfig
-from robolearn.nets.critics import CriticConfig, CriticEnsemble, follow, subset_minimum
+from robolearn.nets.critics import CriticEnsemble, follow, subset_minimum
 from robolearn.policies import steered
-from robolearn.refine.base import critic_autocast, descend, module_tensors, restore_modules, settle, wrap
+from robolearn.refine.base import (
+    Behaviour,
+    Critics,
+    LearnerConfig,
+    cautious_gain,
+    critic_autocast,
+    descend,
+    fit,
+    module_tensors,
+    restore_modules,
+    wrap,
+)
 from robolearn.train.online import Phase
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(LearnerConfig):
     """Hyper-parameters of latent-noise steering."""
 
+    chunk_steps: int = 4
+    """k, control steps of the chunk that is valued; equal to ``evaluate.exec_horizon``."""
     form: Literal["anchored", "absolute"] = "anchored"
     """How the actor sets the noise; see :class:`robolearn.policies.steered.Config`."""
-    gradient: Literal["through_decoder", "distilled"] = "through_decoder"
-    """Where the actor's gradient comes from; ``distilled`` needs forward access to the decoder only."""
+    gradient: Literal["through_decoder", "distilled", "latent"] = "through_decoder"
+    """Where the actor's gradient comes from; ``distilled`` needs forward access to the decoder only, ``latent`` none."""
     bound: float = 1.5
     """Largest magnitude of a shift (anchored) or of the noise (absolute); really applied, unlike in the released code."""
     repeat: bool = False
     """One latent vector for all steps of the chunk."""
     actor: ActorConfig = field(default_factory=ActorConfig)
     """The network that chooses the noise."""
-    critic: CriticConfig = field(default_factory=lambda: CriticConfig(members=5, layers=2))
-    """The action critics, and the noise critics where there are any."""
-    window_steps: int = 4
-    """k, control steps of the chunk that is valued; equal to ``evaluate.exec_horizon``."""
-    discount: float = 0.999
-    """Per control step. A smaller one rewards haste more than it punishes failure, and critics learn haste first."""
-    actor_learning_rate: float = 1.0e-4
-    """Adam's, of the actor and of the weight that holds it back."""
-    critic_learning_rate: float = 3.0e-4
-    """Adam's, of all critics."""
+    actor_learning_rate: float = 1.0e-5
+    """Adam's, of the actor and of the weight that holds it back. The actor must not cross its bound before the first episodes
+    that it changed have ended: with width w and Adam's steps that takes about ``1 / (w actor_learning_rate)`` updates."""
     actor_every: int = 2
     """Critic updates per actor update."""
     distill_every: int = 2
     """Critic updates per update of the noise critics."""
-    target_rate: float = 0.005
-    """How fast target networks follow."""
     trust: float = 0.5
     """Anchored: mean squared shift per latent element that is free; the noise itself has 1."""
-    pessimism: float = 1.0
+    pessimism: float = 0.5
     """Anchored: standard deviations between the critics that are taken off the advantage; critics that disagree move nothing."""
     temperature: float = 0.15
     """Absolute: weight of the entropy, or its start where it is learned."""
@@ -83,41 +88,30 @@ class Config:
     """Absolute: a learned temperature stays below; large ones flood the values with entropy."""
     soft_backup: bool = False
     """Absolute: count the entropy in the target (SAC) or not."""
-    outcome_weight: float = 0.5
-    """Share of the return that the episode really had in the target, where it is known; the rest is bootstrapped. It carries
-    success and
-    failure back over a whole episode at once."""
-    max_gradient_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    value_range: tuple[float, float] | None = (0.0, 1.0)
-    """Returns that are possible; targets are clipped to them. Null does not clip."""
-    bf16: bool = False
-    """Compute critics and actor in bfloat16."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.bound > 0:
             raise RefusedError(f"bound={self.bound} must be positive: with a bound of 0 there is nothing to steer.")
-        if min(self.window_steps, self.actor_every, self.distill_every) < 1 or not 0 < self.discount < 1:
-            raise RefusedError("window_steps, actor_every and distill_every must be >= 1 and discount in (0, 1).")
+        if not 1 <= self.chunk_steps <= self.window_steps:
+            raise RefusedError(f"chunk_steps={self.chunk_steps} must lie in [1, window_steps={self.window_steps}].")
+        if min(self.actor_every, self.distill_every) < 1:
+            raise RefusedError("actor_every and distill_every must be >= 1.")
         if not self.temperature > 0 or not self.trust > 0:
             raise RefusedError(f"temperature={self.temperature} and trust={self.trust} must be positive.")
         if self.soft_backup and self.value_range is not None:
             raise RefusedError("soft_backup adds entropy to the values, so no value_range is known; set value_range=null.")
 
 
-class Behaviour:
+class LatentBehaviour(Behaviour):
     """Explores with the noise of the form itself: the base's own, or the actor's Gaussian."""
 
     def __init__(self, policy: steered.Policy, actor: torch.nn.Module) -> None:
-        self._policy, self._actor = policy, actor
-        self.spaces, self.obs_horizon, self.pred_horizon = policy.spaces, policy.obs_horizon, policy.pred_horizon
-        self.device: torch.device = policy.steered.device
-        self.condition_dim: int = policy.encoder.condition_dim
-        self.warmup = True
-        self.noted = torch.zeros(0, device=self.device)
+        super().__init__(policy)
+        self._actor = actor
 
     def predict(self, observation: Observation, rng: RandomSource) -> ActionChunk:
-        """Return a chunk decoded from explored noise."""
+        """Return a chunk decoded from explored noise, and that noise."""
         policy = self._policy
         rows = len(next(iter(observation.values())))
         noise = torch.as_tensor(standard_normal(rng, (rows, *policy.latent_shape)), device=self.device)
@@ -126,14 +120,8 @@ class Behaviour:
             condition = policy.condition(policy.encoder.read(observation, self.device))
             if not self.warmup:
                 noise, _, _ = latent_sample(policy, self._actor, condition, noise, extra)
-            return ActionChunk(policy.base.decode_condition(condition, noise).float().cpu().numpy())  # type: ignore[operator]
-
-    def correct(self, observation: Observation, action: Array, rng: RandomSource) -> Array:
-        """Return ``action``; notes the condition."""
-        with torch.inference_mode():
-            condition = self._policy.condition(self._policy.encoder.read(observation, self.device))
-        self.noted = condition.clone()
-        return action
+            actions = policy.base.decode_condition(condition, noise).float().cpu().numpy()
+            return ActionChunk(actions, latent_noise=noise.float().cpu().numpy())
 
 
 def latent_sample(
@@ -159,41 +147,42 @@ class Refiner:
     """Learns the actor of a :class:`robolearn.policies.steered.Policy`."""
 
     def __init__(self, policy: steered.Policy, config: Config) -> None:
-        if config.window_steps > policy.pred_horizon:
+        if config.chunk_steps > policy.pred_horizon:
             raise RefusedError(
-                f"window_steps={config.window_steps} must not exceed {policy.pred_horizon}, the base's pred_horizon."
+                f"chunk_steps={config.chunk_steps} must not exceed {policy.pred_horizon}, the base's pred_horizon."
             )
         self._policy, self._config = policy, config
-        self.window_steps, self.discount, self.plan_steps = config.window_steps, config.discount, config.window_steps
-        spaces, device = policy.spaces, policy.steered.device
-        low, high = torch.tensor(spaces.action_low, device=device), torch.tensor(spaces.action_high, device=device)
-        self._centre, self._half = (low + high) / 2, (high - low) / 2
-        condition_dim = policy.encoder.condition_dim
+        self.window_steps, self.discount, self.plan_steps = config.window_steps, config.discount, config.chunk_steps
+        latent_size = math.prod(policy.latent_shape)
+        self.latent_size = latent_size if config.gradient == "latent" else 0
+        condition_dim, device = policy.encoder.condition_dim, policy.device
         self._actor = copy.deepcopy(policy.actor).requires_grad_(True)
         policy.actor.requires_grad_(False)
-        self._critics = CriticEnsemble(condition_dim + config.window_steps * spaces.action_dim, config.critic).to(device)
-        self._target_critics = copy.deepcopy(self._critics).requires_grad_(False)
+        valued = self.latent_size or config.chunk_steps * policy.spaces.action_dim
+        self._critics = Critics(CriticEnsemble(condition_dim + valued, config.critic).to(device), config)
         self._log_weight = torch.nn.ParameterList([torch.tensor(math.log(config.temperature), device=device)])
-        latent_size = math.prod(policy.latent_shape)
-        self._noise_critics = CriticEnsemble(condition_dim + latent_size, config.critic).to(device)
         self._optimizers = {
             "actor": torch.optim.Adam(self._actor.parameters(), config.actor_learning_rate, fused=True),
-            "critics": torch.optim.Adam(self._critics.parameters(), config.critic_learning_rate, fused=True),
-            "noise_critics": torch.optim.Adam(self._noise_critics.parameters(), config.critic_learning_rate, fused=True),
+            "critics": self._critics.optimizer,
             "weight": torch.optim.Adam(self._log_weight.parameters(), config.actor_learning_rate, fused=True),
         }
         self._modules: dict[str, torch.nn.Module] = {
             "actor": self._actor,
-            "critics": self._critics,
-            "target_critics": self._target_critics,
-            "noise_critics": self._noise_critics,
+            "critics": self._critics.online,
+            "target_critics": self._critics.slow,
             "weight": self._log_weight,
         }
+        if config.gradient == "distilled":
+            noise_critics = CriticEnsemble(condition_dim + latent_size, config.critic).to(device)
+            self._modules["noise_critics"] = self._noise_critics = noise_critics
+            self._optimizers["noise_critics"] = torch.optim.Adam(
+                noise_critics.parameters(), config.critic_learning_rate, fused=True
+            )
         self._updates = 0
 
-    def behaviour(self) -> Behaviour:
+    def behaviour(self) -> LatentBehaviour:
         """Return the exploring policy."""
-        return Behaviour(self._policy, self._actor)
+        return LatentBehaviour(self._policy, self._actor)
 
     def policy(self) -> steered.Policy:
         """Return the refined policy."""
@@ -212,19 +201,22 @@ class Refiner:
             if not self._policy.steered:
                 self._policy.steered.fill_(True)
             follow(self._policy.actor, self._actor, config.target_rate * config.actor_every)
-        follow(self._target_critics, self._critics, config.target_rate)
         return metrics
 
     def decode(self, condition: Tensor, latent: Tensor) -> Tensor:
         """Return the first k actions of the decoded chunk, flattened (b, k a), normalised and inside the bounds."""
-        chunk = self._policy.base.decode_condition(condition, latent)[:, : self.window_steps]  # type: ignore[operator]
-        return ((chunk - self._centre) / self._half).clamp(-1.0, 1.0).flatten(1)
+        chunk = self._policy.base.decode_condition(condition, latent)[:, : self.plan_steps]
+        return self._policy.normalize_action(chunk).flatten(1)
+
+    def _valued(self, condition: Tensor, latent: Tensor) -> Tensor:
+        """Return what the critics see of latent noise: itself, or what is decoded from it."""
+        return latent.flatten(1) if self._config.gradient == "latent" else self.decode(condition, latent)
 
     def _values(self, condition: Tensor, latent: Tensor) -> Tensor:
-        """Return V (e, b) of latent noise: the noise critics', or the action critics' of what is decoded from it."""
+        """Return V (e, b) of latent noise: the noise critics' where there are any."""
         if self._config.gradient == "distilled":
             return self._noise_critics(condition, latent.flatten(1)).float()
-        return self._critics(condition, self.decode(condition, latent)).float()
+        return self._critics.online(condition, self._valued(condition, latent)).float()
 
     def _noise(self, condition: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         shape, device = self._policy.latent_shape, condition.device
@@ -239,24 +231,12 @@ class Refiner:
         with torch.no_grad(), critic_autocast(config.bf16, batch.returns.device):
             condition = batch.following["condition"]
             latent, _, log_density = self._sample(condition, rng)
-            following = self._target_critics(condition, self.decode(condition, latent)).float()
+            following = self._critics.slow(condition, self._valued(condition, latent)).float()
             value = subset_minimum(following, config.critic.subset, rng)
             if config.soft_backup:
                 value = value - self._log_weight[0].exp() * log_density
-            target = batch.returns + batch.bootstrap * value
-            target = settle(target, batch, config.outcome_weight)
-            if config.value_range is not None:
-                target = target.clamp(*config.value_range)
-        with critic_autocast(config.bf16, batch.returns.device):
-            values = self._critics(batch.condition, batch.actions.flatten(1)).float()
-        loss = (values - target).square().mean(dim=1).sum()
-        descend(loss, self._critics, self._optimizers["critics"], config.max_gradient_norm)
-        return {
-            "loss": loss.detach() / len(values),
-            "q_mean": values.detach().mean(),
-            "q_target": target.mean(),
-            "q_spread": values.detach().std(dim=0).mean(),
-        }
+        executed = batch.fields[LATENT] if self.latent_size else batch.actions[:, : self.plan_steps].flatten(1)
+        return self._critics.learn(batch, executed, value)
 
     def _distill(self, batch: ReplayBatch, rng: torch.Generator) -> dict[str, Tensor]:
         """Fit V(s, w) to Q(s, D(s, w)): half of the rows on N(0, I), where the base acts, half where the actor does."""
@@ -266,12 +246,10 @@ class Refiner:
             free = torch.randn(latent.shape, generator=rng, device=latent.device)
             own = (torch.arange(len(latent), device=latent.device) % 2 == 0)[:, None, None, None]
             latent = torch.where(own, latent, free)
-            target = self._critics(condition, self.decode(condition, latent)).float()
-        with critic_autocast(config.bf16, condition.device):
-            values = self._noise_critics(condition, latent.flatten(1)).float()
-        loss = (values - target).square().mean(dim=1).sum()
-        descend(loss, self._noise_critics, self._optimizers["noise_critics"], config.max_gradient_norm)
-        return {"distill_loss": loss.detach() / len(values) * config.distill_every}
+            target = self._critics.online(condition, self.decode(condition, latent)).float()
+        inputs = condition, latent.flatten(1)
+        metrics = fit(self._noise_critics, self._optimizers["noise_critics"], inputs, target, config)
+        return {"distill_loss": metrics["loss"] * config.distill_every}
 
     def _update_actor(self, batch: ReplayBatch, rng: torch.Generator) -> dict[str, Tensor]:
         condition, config = batch.condition, self._config
@@ -282,11 +260,11 @@ class Refiner:
             values = self._values(condition, latent)
         if config.form == "anchored":
             with torch.no_grad(), critic_autocast(config.bf16, condition.device):
-                usual = self._values(condition, noise)
-            advantage = values - usual
-            gain = advantage.mean(dim=0) - config.pessimism * advantage.std(dim=0)
+                # Without pessimism the base's own value, which does not depend on the actor, adds nothing to the gradient.
+                usual = self._values(condition, noise) if config.pessimism else values
             excess = chosen.square().mean()
-            loss = -gain.mean() / usual.abs().mean().clamp_min(1e-3) + weight * excess
+            gain = cautious_gain(values, usual.detach(), config.pessimism)
+            loss = weight * excess - gain / usual.detach().abs().mean().clamp_min(1e-3)
             dual = -self._log_weight[0] * (excess.detach() - config.trust)
             moves = True
         else:
@@ -304,7 +282,7 @@ class Refiner:
             "actor_loss": loss.detach() * every,
             "entropy": -log_density.detach().mean() * every,
             "weight": weight * every,
-            "advantage": (advantage.detach().mean() if config.form == "anchored" else values.detach().mean()) * every,
+            "advantage": (gain.detach() if config.form == "anchored" else values.detach().mean()) * every,
         }
 
     def tensors(self) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.protocols import Env
 from robolearn.core.seeding import ONLINE_SEED_BLOCK, generator
 from robolearn.core.types import Array, Observation, Step, require_compatible
-from robolearn.data.replay_buffer import ACTION, CONDITION
+from robolearn.data.replay_buffer import ACTION, CONDITION, LATENT, PLAN, SINCE_DECISION
 from robolearn.deploy.executor import ChunkExecutor, ExecutorConfig
 from robolearn.deploy.limits import SafetyLimits
 from robolearn.deploy.safety import SafetyFilter
@@ -54,17 +54,17 @@ class Lanes:
     Alternate :meth:`decide` and :meth:`step`; the latter touches neither torch nor the behaviour and may run in another thread.
     """
 
-    def __init__(self, env: Env, behaviour: Any, *, exec_horizon: int, plan_steps: int, seed: int) -> None:
+    def __init__(self, env: Env, behaviour: Any, *, exec_horizon: int, plan_steps: int, latent_size: int, seed: int) -> None:
         require_compatible(behaviour.spaces, env.spec.spaces, what=f"refining on task {env.spec.task!r}")
         self.count = env.num_envs
         self.device: torch.device = behaviour.device
         self._env, self._behaviour, self._plan_steps, self._seed = env, behaviour, plan_steps, seed
+        self._latent_size = latent_size
         self._executor = ChunkExecutor(behaviour, ExecutorConfig(exec_horizon), num_rows=self.count)
         limits = SafetyLimits.from_spaces(env.spec.spaces)
         self._safety = SafetyFilter(limits, num_rows=self.count)
         self._safety.reset(np.broadcast_to(np.clip(0.0, *limits.inner_bounds()), (self.count, limits.dim)))
-        low, high = limits.inner_bounds()
-        self._centre, self._half = ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
+        self._centre, self._half = env.spec.spaces.action_scaling()
         self._rngs = [generator(seed, "explore", lane) for lane in range(self.count)]
         self._started = 0
         self._seeds = np.zeros(self.count, np.int64)
@@ -76,7 +76,8 @@ class Lanes:
     def field_dims(self) -> dict[str, int]:
         """Return the replay's fields and their sizes."""
         action_dim = len(self._centre)
-        return {CONDITION: self._behaviour.condition_dim, ACTION: action_dim, "plan": self._plan_steps * action_dim}
+        dims = {CONDITION: self._behaviour.condition_dim, ACTION: action_dim, PLAN: self._plan_steps * action_dim}
+        return dims | ({LATENT: self._latent_size, SINCE_DECISION: 1} if self._latent_size else {})
 
     def decide(self, *, warmup: bool) -> None:
         """Choose the actions of the next step; in the warm-up the frozen base chooses them."""
@@ -88,8 +89,13 @@ class Lanes:
         self._fields = {
             CONDITION: self._behaviour.noted,
             ACTION: torch.as_tensor((self._sent - self._centre) / self._half, device=self.device),
-            "plan": torch.as_tensor(plan.reshape(self.count, -1), device=self.device),
+            PLAN: torch.as_tensor(plan.reshape(self.count, -1), device=self.device),
         }
+        if self._latent_size:
+            latent = np.asarray(self._executor.latent_noise()).reshape(self.count, -1)
+            since = self._executor.since_decision()[:, None].astype(np.float32)
+            recorded = {LATENT: latent, SINCE_DECISION: since}
+            self._fields |= {name: torch.tensor(value, device=self.device) for name, value in recorded.items()}
 
     def step(self) -> Outcome:
         """Execute the chosen actions; restart the lanes whose episode has ended."""

@@ -62,8 +62,7 @@ class OnlineConfig:
     """Share of every batch that comes from the demonstrations; 0 uses none."""
     truncation: Literal["bootstrap", "failure"] = "bootstrap"
     """What the time limit means: ``bootstrap`` goes on with the value of the last state (Pardo et al. 2018); ``failure`` ends
-    with 0, where a
-    task counts as failed when its time is up. The value of hopeless states sinks faster then."""
+    with 0, where a task counts as failed when its time is up. The value of hopeless states sinks faster then."""
     replay_capacity: int = 1_000_000
     """Control steps kept."""
     evaluate_every: int = 12_500
@@ -106,6 +105,8 @@ class Refiner(Protocol):
     window_steps: int
     discount: float
     plan_steps: int
+    latent_size: int
+    """Elements of the latent noise that the replay stores; 0 stores none."""
 
     def behaviour(self) -> Any:
         """Return the policy that explores: a CorrectingPolicy that leaves the condition of every row in ``noted``."""
@@ -179,7 +180,10 @@ def refine(
         stack.enter_context(_threads(config.threads))
         guard = stack.enter_context(InterruptGuard())
         pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="environments"))
-        lanes = Lanes(env, refiner.behaviour(), exec_horizon=exec_horizon, plan_steps=refiner.plan_steps, seed=config.seed)
+        if refiner.latent_size and demos is not None and config.demo_fraction:
+            raise RefusedError("Demonstrations hold no latent noise to learn from; set demo_fraction=0.")
+        sizes = {"plan_steps": refiner.plan_steps, "latent_size": refiner.latent_size}
+        lanes = Lanes(env, refiner.behaviour(), exec_horizon=exec_horizon, **sizes, seed=config.seed)
         loop = _Loop(refiner, lanes, demos, config, folder, provenance or {})
         if folder.steps():
             loop.restore(folder.path(folder.steps()[-1]))

@@ -211,7 +211,7 @@ def test_a_residual_stacks_on_a_steered_policy_and_not_the_other_way_round():
         ("dsrl", {"bound": 0.0}, "bound=0.0"),
         ("residual", {"residual_scale": 0.0}, "residual_scale=0.0"),
         ("dsrl", {"soft_backup": True}, "value_range"),
-        ("dsrl", {"window_steps": 9}, "window_steps=9"),
+        ("dsrl", {"chunk_steps": 9, "window_steps": 9}, "chunk_steps=9"),
         ("residual", {"discount": 1.0}, "discount"),
     ],
 )
