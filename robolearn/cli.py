@@ -99,6 +99,20 @@ def compare(
 
 
 @app.command()
+def table(
+    recipe: Annotated[Path, typer.Argument(help="Recipe of a table, such as configs/bench/can_table.yaml.")],
+    overrides: OverridesArgument = None,
+    *,
+    only: Annotated[str | None, typer.Option(help="Make one cell alone, or one run: CELL or CELL:SEED, or 'base'.")] = None,
+    report: Annotated[bool, typer.Option("--report", help="Run nothing; write the table from what is there.")] = False,
+) -> None:
+    """Make a result table: base, every method and seed, final evaluations, Markdown and curves. Run again to continue."""
+    from robolearn.commands.table import table
+
+    table(recipe, overrides or [], only=only, report=report)
+
+
+@app.command()
 def quickstart(
     overrides: OverridesArgument = None,
     *,

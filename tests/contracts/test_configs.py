@@ -15,13 +15,15 @@ from robolearn.commands.collect import collect_demonstrations
 from robolearn.commands.deploy import BRINGUP, WORKSPACE, DeployRecipe, load_deployment
 from robolearn.commands.recipe import Recipe, load_recipe
 from robolearn.commands.refine import RefineRecipe, load_refine_recipe, refine_recipe
+from robolearn.commands.table import TableRecipe, load_table
 from robolearn.commands.train import train_recipe
 from robolearn.core.config import load, to_yaml
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 DEPLOYMENTS = sorted(FOLDER.glob("*_sim.yaml"))
 REFINEMENTS = sorted(file for file in FOLDER.rglob("*.yaml") if "method" in OmegaConf.load(file))
-CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(DEPLOYMENTS) - set(REFINEMENTS))
+TABLES = sorted(FOLDER.rglob("*_table.yaml"))
+CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(DEPLOYMENTS) - set(REFINEMENTS) - set(TABLES))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.stem)
@@ -56,6 +58,17 @@ def test_refinement_survives_a_round_trip_and_learns_a_few_steps(file: Path, tmp
     few += ["online.utd_ratio=0.2", "online.batch_size=8", "validation_episodes=0"]
     places = [f"base={tmp_path}/base", f"demos.path={tmp_path}/demos", f"run_dir={tmp_path}/run"]
     assert refine_recipe(load_refine_recipe(file, [*few, *places])).env_steps == 40
+
+
+@pytest.mark.parametrize("file", TABLES, ids=lambda f: f.stem)
+def test_table_survives_a_round_trip_and_every_recipe_it_names_resolves(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(FOLDER.parent)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(to_yaml(load(TableRecipe, file=file)))
+    assert load(TableRecipe, file=copy) == load(TableRecipe, file=file)
+    assert load_table(file, []).cells
 
 
 @pytest.mark.parametrize("file", DEPLOYMENTS, ids=lambda f: f.stem)

@@ -1,0 +1,249 @@
+"""One run of a result table: its settings, how far it is according to its folder, and what is still to be done."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import gc
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from rich.console import Console
+
+from robolearn.commands.collect import collect_demonstrations
+from robolearn.commands.evaluate import evaluate
+from robolearn.commands.recipe import Recipe, load_recipe
+from robolearn.commands.refine import RefineRecipe, load_refine_recipe, refine_recipe
+from robolearn.commands.simulation import rollout_config
+from robolearn.commands.train import PROVENANCE_FILE, RECIPE_FILE, read_provenance, train_recipe
+from robolearn.core.config import load
+from robolearn.core.errors import RefusedError
+from robolearn.core.seeding import TEST_SEED_BLOCK
+from robolearn.evaluate.curves import RunCurve
+from robolearn.evaluate.result import EVALUATION_FILE, EvaluationResult
+from robolearn.evaluate.table import RunOutcome
+from robolearn.train.checkpoint import CheckpointFolder, find_checkpoint
+from robolearn.train.config import FREE_ON_RESUME
+from robolearn.train.divergence import DIVERGED_FOLDER
+
+type Command = Literal["refine", "train"]
+
+REFINE_FILE = "refine.yaml"
+_FREE = {"run_dir", "base", "device", "env.num_threads", "evaluate.episodes", "online.threads", "online.tensorboard"}
+_FREE |= {"online.keep_checkpoints", *(f"train.{name}" for name in FREE_ON_RESUME)}
+"""Settings that do not decide what is learned; the base is held to its hash instead of its path."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training or refinement and its final evaluation."""
+
+    name: str
+    seed: int
+    command: Command
+    file: Path
+    """Recipe file."""
+    overrides: tuple[str, ...]
+    """Changes to it, all that the command line would need."""
+
+    @cached_property
+    def recipe(self) -> Recipe | RefineRecipe:
+        """The checked recipe."""
+        given = list(self.overrides)
+        return load_refine_recipe(self.file, given) if self.command == "refine" else load_recipe(self.file, given)
+
+    @property
+    def command_line(self) -> str:
+        """What a person would type to make this run."""
+        return shlex.join(["robolearn", self.command, str(self.file), *self.overrides])
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; decided by its folder alone."""
+
+    kind: Literal["absent", "begun", "learned", "diverged", "done"]
+    step: int = 0
+    """Of the newest checkpoint."""
+    last_step: int = 0
+    """At which learning is finished."""
+
+    @property
+    def words(self) -> str:
+        """The same for a table."""
+        at = f"at step {self.step:,} of {self.last_step:,}"
+        texts = {"absent": "not run", "begun": at, "learned": "not evaluated", "diverged": f"diverged, {at}", "done": "done"}
+        return texts[self.kind]
+
+
+def progress(run: Run, base_hash: str | None = None) -> Progress:
+    """Return how far a run is.
+
+    Args:
+        run: the run.
+        base_hash: of the weights that a refinement must have started from; None does not look.
+
+    Raises:
+        RefusedError: the run folder or its evaluation was made with other settings, or from another base.
+    """
+    recipe = run.recipe
+    folder = Path(recipe.run_dir)
+    last_step = recipe.online.env_steps if isinstance(recipe, RefineRecipe) else recipe.train.steps
+    if not _described(folder, run):
+        return Progress("absent", 0, last_step)
+    _require_same_settings(folder, run, recipe)
+    found = read_provenance(folder).get("base_hash")
+    if base_hash is not None and found is not None and found != base_hash:
+        raise RefusedError(f"{folder} refines a base with hash {found}, the table's base has {base_hash}; move the folder away.")
+    step = max(CheckpointFolder(folder / "checkpoints").steps(), default=0)
+    if any((folder / DIVERGED_FOLDER).glob("*")):
+        return Progress("diverged", step, last_step)
+    if step < last_step:
+        return Progress("begun", step, last_step)
+    return Progress("learned" if test_result(run) is None else "done", step, last_step)
+
+
+def advance(run: Run, console: Console, base_hash: str | None = None) -> None:
+    """Do what is left of a run: learn from where its folder ends, then evaluate the result on the test seeds.
+
+    Raises:
+        RefusedError: see :func:`progress`, and what the commands behind it refuse.
+        Interrupted: a signal arrived; everything is saved.
+        NonFiniteError: it diverged; from now on :func:`progress` says so.
+    """
+    recipe = run.recipe
+    folder = Path(recipe.run_dir)
+    at = progress(run, base_hash)
+    if at.kind in ("absent", "begun"):
+        console.print(f"{run.name}: {at.words}; {run.command_line}", highlight=False, soft_wrap=True, markup=False)
+        if at.kind == "begun":
+            (folder / "checkpoints").mkdir(exist_ok=True)  # killed between its description and its first checkpoint
+        else:
+            for half in folder.glob("*"):  # killed while it was described
+                half.unlink()
+        if isinstance(recipe, RefineRecipe):
+            refine_recipe(recipe, resume=at.kind == "begun", console=console)
+        else:
+            train_recipe(recipe, resume=at.kind == "begun")
+    if progress(run, base_hash).kind == "learned":
+        console.print(f"{run.name}: {recipe.evaluate.episodes} test episodes", highlight=False)
+        settings = [f"evaluate.episodes={recipe.evaluate.episodes}", f"run_dir={folder}"]
+        evaluate(str(folder), settings, recipe=None, out=None, videos=0)
+    gc.collect()  # replay and environments of one run must not stay while the next one runs
+
+
+def collect_for(run: Run, console: Console) -> None:
+    """Collect what a training run learns from, unless it has learned already and the demonstrations are there."""
+    recipe = cast(Recipe, run.recipe)
+    there = (Path(recipe.data.path) / "store.json").exists()
+    if not there or progress(run).kind in ("absent", "begun"):
+        collect_demonstrations(recipe, console).close()
+
+
+def test_result(run: Run) -> EvaluationResult | None:
+    """Return the finished test episodes of a run; None where there are none or not all.
+
+    Raises:
+        RefusedError: they are of other episodes, settings or an older checkpoint than the run's.
+    """
+    recipe = run.recipe
+    folder = Path(recipe.run_dir)
+    if not (folder / "evaluation" / EVALUATION_FILE).exists():
+        return None
+    result = EvaluationResult.load(folder / "evaluation")
+    if result.partial or result.interrupted_by is not None:
+        return None
+    judged = recipe.evaluate
+    seeds = tuple(TEST_SEED_BLOCK + judged.seed + i for i in range(judged.episodes))
+    wanted = rollout_config(Recipe(evaluate=judged))
+    checkpoint = Path(str(result.provenance.get("checkpoint"))).name
+    own = find_checkpoint(folder).name
+    faults = {
+        f"{len(result.seeds)} episodes from seed {min(result.seeds)}": result.seeds == seeds,
+        f"exec_horizon {result.config.executor.exec_horizon}, policy_seed {result.config.policy_seed}": (
+            (result.config.executor, result.config.policy_seed) == (wanted.executor, wanted.policy_seed)
+        ),
+        f"checkpoint {checkpoint}": checkpoint == own,
+    }
+    if wrong := [fault for fault, right in faults.items() if not right]:
+        settings = f"exec_horizon {judged.exec_horizon}, policy_seed {judged.policy_seed}, checkpoint {own}"
+        wanted_words = f"{len(seeds)} episodes from seed {seeds[0]}, {settings}"
+        raise RefusedError(f"{folder / 'evaluation'} is of {', '.join(wrong)}; the table wants {wanted_words}. Move it away.")
+    return result.described(policy=run.name, provenance=result.provenance)
+
+
+def outcome(run: Run, base_hash: str | None = None) -> RunOutcome:
+    """Return what a table shows of a run.
+
+    Raises:
+        RefusedError: see :func:`progress`.
+    """
+    at = progress(run, base_hash)
+    folder = Path(run.recipe.run_dir)
+    result = test_result(run) if at.kind == "done" else None
+    curve = RunCurve.load(folder) if run.command == "refine" and at.kind != "absent" else None
+    return RunOutcome(run.name, run.seed, at.words, run.command_line, result, curve)
+
+
+@contextmanager
+def claimed(file: Path) -> Iterator[bool]:
+    """Hold a lock file until the block or the process ends; yields whether it was free.
+
+    Raises:
+        RefusedError: the file cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stream = file.open("w")
+    except OSError as error:
+        raise RefusedError(f"Cannot write {file}: {error.strerror}.") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _described(folder: Path, run: Run) -> bool:
+    """Return whether the run has begun; one whose folder holds nothing but half a description has not.
+
+    Raises:
+        RefusedError: the folder holds something else.
+    """
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    description = {RECIPE_FILE, PROVENANCE_FILE} | ({REFINE_FILE} if run.command == "refine" else set())
+    if description <= found:
+        return True
+    if strange := sorted(found - description - {".write-test", f".{PROVENANCE_FILE}.tmp"}):
+        raise RefusedError(
+            f"{folder} is not a run of `{run.command_line}`: it holds {strange} but lacks {sorted(description - found)}."
+        )
+    return False
+
+
+def _require_same_settings(folder: Path, run: Run, recipe: Recipe | RefineRecipe) -> None:
+    there = _flat(load(type(recipe), file=folder / (REFINE_FILE if run.command == "refine" else RECIPE_FILE)))
+    wanted = _flat(recipe)
+    names = [name for name in sorted(there.keys() | wanted.keys()) if name not in _FREE and there.get(name) != wanted.get(name)]
+    if names:
+        differ = "; ".join(f"{name} is {there.get(name)} there, {wanted.get(name)} here" for name in names)
+        raise RefusedError(f"{folder} was made with other settings: {differ}. Move it away, or change the recipe back.")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, object]:
+    """Return the dotted names of a recipe's settings with their values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, object] = {}
+    for name, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{name}" if prefix else str(name))
+    return flat
