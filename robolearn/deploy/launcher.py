@@ -26,6 +26,9 @@ _LIBC = ctypes.CDLL(None)
 DOMAINS = range(1, 102)
 """Domains whose ports stay below those that the kernel gives away; 0 is everybody's."""
 
+RESERVATIONS = Path("/tmp")
+"""One folder for the whole machine, whatever TMPDIR says."""
+
 
 def reserve_domain() -> tuple[int, IO[bytes]]:
     """Return a ROS domain that no other process of this machine has reserved, and the file that holds the reservation while open.
@@ -33,9 +36,11 @@ def reserve_domain() -> tuple[int, IO[bytes]]:
     Raises:
         RefusedError: all are taken.
     """
-    folder = Path(tempfile.gettempdir())
     for domain in DOMAINS:
-        file = (folder / f"robolearn_ros_domain_{domain}.lock").open("ab")
+        try:
+            file = (RESERVATIONS / f"robolearn_ros_domain_{domain}.lock").open("ab")
+        except OSError:  # another user's
+            continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -55,7 +55,8 @@ def recorded(client: Client, domain: str, tmp_path_factory: pytest.TempPathFacto
         "interface": "rates",
         "sim": "true",
         "sync": "lockstep",
-        "policy_timeout_s": "5.0",
+        "policy_timeout_s": "20.0",
+        "estop_timeout_s": "20.0",
         "supervise": "true",
         "seeds": f"[{SEED}]",
         "results": str(folder / "episodes.json"),
@@ -68,7 +69,7 @@ def recorded(client: Client, domain: str, tmp_path_factory: pytest.TempPathFacto
         started, bag = client.trigger("recorder_node/start")
         assert started
         with Launched(processes, packages, log_folder=folder / "logs", environ=environment(domain)) as launched:
-            launched.wait_for("supervisor_node", 240)
+            launched.wait_for("supervisor_node", 400)
         finished, message = client.set_bool("recorder_node/finish", False)
         assert finished, message
         report = json.loads((folder / "episodes.json").read_text())[0]

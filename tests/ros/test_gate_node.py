@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,12 @@ from harness import (
     DEACTIVATE,
     Client,
     FakeArm,
-    largest_steps,
+    move,
     node,
     nodes,
+    play,
     reach,
     require_rest_then_silence,
-    run,
     wait_until,
 )
 
@@ -28,79 +27,85 @@ from robolearn.deploy.launcher import Launched
 
 def test_a_gate_starts_latched_and_dry(arm: FakeArm) -> None:
     assert arm.client.transition("gate_node", CONFIGURE, ACTIVATE)
-    run(arm, 0.3, reach(arm))
+    play(arm, reach(arm), lambda: arm.client.count("gate_node", "refused_state") > 0, what="a refusal while latched")
     assert arm.gate == {"state": "latched", "reason": "startup", "sending": False}
-    wait_until(lambda: arm.client.trigger("gate_node/reset")[0])
-    end = time.monotonic() + 20.0
-    while arm.gate["state"] != "running" and time.monotonic() < end:  # on a busy machine late streams stop it in between
-        run(arm, 0.2, reach(arm))
-    assert arm.gate["state"] == "running"
+    arm.wait_for_reset()
+    play(arm, reach(arm), lambda: arm.went("running"), what="running")
     assert arm.commands == []  # never armed
 
 
 def test_chunks_are_executed_inside_the_limits_and_end_at_rest(arm: FakeArm) -> None:
     arm.bring_up()
-    run(arm, 1.0, reach(arm, 1.5))
-    arm.wait_for("holding", 3.0)  # the policy fell silent
-    limits = largest_steps(arm.commands, arm.spec.control_rate_hz)
-    scale = arm.spec.speed_scale
-    assert (limits["velocity"] <= scale * np.array(arm.spec.max_velocity) * (1 + 1e-6)).all()
-    assert (limits["velocity"][[0, 2, 4, 6]] > 0.05).all()  # it did move
+    move(arm, reach(arm, 1.5), way=0.3)
+    arm.wait_for("holding", "silent_policy")
+    speed = np.abs(np.diff(arm.sent, axis=0)).max(axis=0) * arm.spec.control_rate_hz
+    assert (speed <= arm.spec.speed_scale * np.array(arm.spec.max_velocity) * (1 + 1e-6)).all()
+    assert (speed[[0, 2, 4, 6]] > 0.05).all()  # it did move
+    arm.wait_for_commands(5)
     np.testing.assert_array_equal(arm.commands[-1][1], arm.commands[-2][1])
 
 
-@pytest.mark.parametrize("fault", ["nan", "names", "length", "stale"])
+REFUSALS = {"nan": "refused_non_finite", "names": "faults", "length": "faults", "stale": "refused_command_age"}
+
+
+@pytest.mark.parametrize("fault", REFUSALS)
 def test_a_bad_chunk_is_refused_whole(arm: FakeArm, fault: str) -> None:
     arm.bring_up()
     target = reach(arm)
     if fault == "nan":
         target[3] = np.nan
     names = {"names": ("elbow", *arm.names[1:]), "length": arm.names[:-1]}.get(fault)
-    for _ in range(10):
+    before = arm.client.count("gate_node", REFUSALS[fault])
+
+    def ask() -> bool:
         arm.send_chunk(target, names=names, age_s=5.0 if fault == "stale" else 0.0)
-        time.sleep(0.03)
+        return arm.client.count("gate_node", REFUSALS[fault]) > before
+
+    wait_until(ask, what=REFUSALS[fault])
     assert arm.gate["state"] == "ready"
     assert all((position == arm.spec.home).all() for _, position in arm.commands)
+    play(arm, reach(arm), lambda: arm.went("running"), what="running with a good chunk")
 
 
 def test_e_stop_ramps_down_and_latches_until_it_is_reset(arm: FakeArm) -> None:
     arm.bring_up()
-    run(arm, 0.6, reach(arm, 1.0))
+    move(arm, reach(arm, 1.0))
     arm.press()
-    run(arm, 0.6, reach(arm, 1.0))  # the policy goes on asking
-    arm.wait_for("latched", 3.0)
-    assert arm.gate["reason"] == "e_stop"
+    play(arm, reach(arm, 1.0), lambda: arm.went("latched", "e_stop"), what="the latch")  # the policy goes on asking
     refused, why = arm.client.trigger("gate_node/reset")
     assert not refused
     assert "e-stop is pressed" in why
     arm.pressed = False
+    arm.wait_for_commands(5)
     held = arm.commands[-1][1]
-    time.sleep(0.4)
-    assert arm.client.trigger("gate_node/reset")[0]
-    time.sleep(0.3)
+    assert np.abs(held - reach(arm, 1.0)).max() > 0.1
+    arm.wait_for_reset()
+    arm.wait_for_commands(30)
     np.testing.assert_array_equal(arm.commands[-1][1], held)  # the old chunk is not resumed
 
 
 def test_a_lost_e_stop_publisher_stops_the_robot(arm: FakeArm) -> None:
     arm.bring_up()
+    move(arm, reach(arm))
     arm.heartbeat_on = False
-    run(arm, 1.2, reach(arm))
-    arm.wait_for("latched", 3.0)
-    assert arm.gate["reason"] == "e_stop_lost"
+    play(arm, reach(arm), lambda: arm.went("latched", "e_stop_lost"), what="the latch")
 
 
 def test_lost_joint_states_stop_the_robot(arm: FakeArm) -> None:
     arm.bring_up()
-    run(arm, 0.4, reach(arm))
+    # A short way: the gate sends nothing once the last measurement is farther from the command than it tolerates at a start.
+    near = reach(arm, 0.15)
+    move(arm, near)
     arm.joint_states_on = False
-    run(arm, 0.5, reach(arm))
-    assert any(state == "stopping" and reason == "stale_joint_states" for _, state, reason in arm.states)
+    play(arm, near, lambda: arm.went("holding", "stale_joint_states"), what="the hold")
+    assert arm.went("stopping", "stale_joint_states")
+    arm.wait_for_commands(5)
     np.testing.assert_array_equal(arm.commands[-1][1], arm.commands[-2][1])
 
 
 def test_deactivation_ends_with_a_command_at_rest(arm: FakeArm) -> None:
     arm.bring_up()
-    run(arm, 0.5, reach(arm, 1.0))
+    move(arm, reach(arm, 1.0))
     assert arm.client.transition("gate_node", DEACTIVATE)
     require_rest_then_silence(arm)
 
@@ -120,6 +125,8 @@ def test_a_second_gate_on_the_same_robot_is_refused(arm: FakeArm, tmp_path: Path
     second = node("gate_node", name="gate_two", robot="panda", interface="position")
     with nodes(tmp_path, second, domain=domain):
         assert arm.client.transition("gate_two", CONFIGURE)
+        topic = "/robot/forward_position_controller/commands"
+        wait_until(lambda: arm.client.node.count_publishers(topic) == 2, what="two publishers")
         assert not arm.client.transition("gate_two", ACTIVATE)
     assert "Another node commands this robot: /robot/gate_node" in (tmp_path / "gate_two.log").read_text()
 

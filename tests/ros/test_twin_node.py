@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from harness import ACTIVATE, CONFIGURE, WORKSPACE, Client, environment, wait_until
+from harness import ACTIVATE, CONFIGURE, PATIENCE_S, WORKSPACE, Client, environment, wait_until
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 from trajectory_msgs.msg import JointTrajectory
@@ -16,12 +16,15 @@ from robolearn.deploy.launch_file import read_launch_file
 from robolearn.deploy.launcher import Launched, WorkspacePackages
 from robolearn_bridge.messages import COMMAND_QOS, SENSOR_QOS, chunk_message
 
+LIMITS = ("policy_timeout_s", "estop_timeout_s", "state_timeout_s", "max_tick_gap_s")
+
 
 def test_a_twin_follows_the_gate_to_the_target(client: Client, domain: str, tmp_path: Path) -> None:
     spec = load_robot("ur5e")
     packages = WorkspacePackages(WORKSPACE)
     file = packages.share("robolearn_bringup") / "launch" / "twin.launch.xml"
     arguments = {"robot": "ur5e", "namespace": "robot", "interface": "trajectory"}
+    arguments |= {name: str(PATIENCE_S) for name in LIMITS}
     processes = read_launch_file(file, arguments, find_package=packages.share, environ={})
     measured: list[np.ndarray] = []
     chunks = client.node.create_publisher(JointTrajectory, "policy/chunk", COMMAND_QOS)
@@ -52,9 +55,10 @@ def test_a_twin_follows_the_gate_to_the_target(client: Client, domain: str, tmp_
         assert client.set_bool("gate_node/arm", True)[0]
         wait_until(lambda: client.trigger("gate_node/reset")[0], what="reset")
         end = client.every(0.1, ask)
-        wait_until(lambda: np.abs(measured[-1] - target).max() < 0.01, 20, what="the target")
+        wait_until(lambda: np.abs(measured[-1] - target).max() < 0.01, what="the target")
         end()
         # The policy is silent from here on: the robot stays where it was brought.
-        time.sleep(1.0)
+        seen = len(measured)
+        wait_until(lambda: len(measured) >= seen + 100, what="a second of joint states")
         assert np.abs(measured[-1] - target).max() < 0.02
         assert np.abs(measured[-1] - measured[-20]).max() < 1e-3

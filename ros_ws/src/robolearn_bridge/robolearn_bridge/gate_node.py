@@ -27,7 +27,7 @@ from robolearn_bridge.adapters import Output, rate_outputs
 from robolearn_bridge.diagnostics import report
 from robolearn_bridge.gate_parameters import declare_gate, make_gate
 from robolearn_bridge.lifecycle import SafeLifecycleNode, run
-from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS, SENSOR_QOS, chunk_rows
+from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS, RECORD_QOS, SENSOR_QOS, chunk_rows
 from robolearn_bridge.parameters import read, read_choice
 
 STOP_PATIENCE_S = 5.0
@@ -71,7 +71,7 @@ class GateNode(SafeLifecycleNode):
         self._status = self.create_publisher(String, "~/state", LATCHED_QOS)
         # What goes out, by name and whatever the driver takes: for the recorder, and in a dry run for the eye.
         self._echo = rate_outputs(self._gate.names)[0]
-        self._sent = self.create_publisher(JointTrajectory, "~/sent", COMMAND_QOS)
+        self._sent = self.create_publisher(JointTrajectory, "~/sent", RECORD_QOS)
         self._preview = self.create_publisher(JointTrajectory, "~/preview", SENSOR_QOS)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", COMMAND_QOS)
         self._heard = [

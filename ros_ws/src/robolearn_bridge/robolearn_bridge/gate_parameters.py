@@ -17,6 +17,8 @@ from robolearn_bridge.adapters import INTERFACES, Output, TwistScale, joint_outp
 from robolearn_bridge.parameters import declare, read, read_choice
 
 MAX_RATE_HZ = 1000.0
+WATCHED = ("chunk_timeout_s", "max_command_age_s", "max_tick_gap_s", "resume_window_s")
+"""Fields of :class:`GateConfig` that are parameters under their own name and default."""
 
 
 def declare_gate(node: Node) -> None:
@@ -45,6 +47,10 @@ def declare_gate(node: Node) -> None:
         read_only=True,
     )
     declare(node, "state_timeout_s", 0.1, "Silence of the joint states at which the robot stops [s].", read_only=True)
+    for name in WATCHED:
+        declare(
+            node, name, float(getattr(GateConfig, name)), f"See robolearn.deploy.gate_config.GateConfig.{name}.", read_only=True
+        )
     declare(node, "twist_linear_m_s", 0.0, "What a rate of 1 means for 'twist' [m/s].", read_only=True)
     declare(node, "twist_angular_rad_s", 0.0, "What a rate of 1 means for 'twist' [rad/s].", read_only=True)
     declare(node, "workspace_check", True, "Keep tools in the box and bodies apart, by the robot's model.", read_only=True)
@@ -64,6 +70,7 @@ def make_gate(node: Node) -> tuple[RobotSpec, CommandGate, list[Output]]:
         policy_timeout_s=read(node, "policy_timeout_s"),
         stream_timeouts_s={JOINT_STATES: read(node, "state_timeout_s")},
         estop_timeout_s=estop or None,
+        **{name: read(node, name) for name in WATCHED},
     )
     rate = read(node, "rate_hz")
     spec = load_robot(read(node, "robot"))

@@ -25,7 +25,7 @@ from robolearn.data.store import EpisodeStore
 from robolearn.deploy.codecs import MESSAGE_TYPES, decode, stamp_ns
 from robolearn.deploy.streams import Frame, ObservationContract, Resampler, StreamsNotReadyError
 from robolearn_bridge.lifecycle import SafeLifecycleNode, run
-from robolearn_bridge.messages import COMMAND_QOS, SENSOR_QOS, chunk_rows, message_class
+from robolearn_bridge.messages import RECORD_QOS, SENSOR_QOS, chunk_rows, message_class
 from robolearn_bridge.parameters import declare, read
 
 SENT, INTERVENTION = "action.sent", "intervention"
@@ -134,7 +134,7 @@ class RecorderNode(SafeLifecycleNode):
             )
         for topic, source in CHUNKS.items():
             self._listen(
-                topic, JointTrajectory, "trajectory_msgs/msg/JointTrajectory", partial(self._on_chunk, source), COMMAND_QOS
+                topic, JointTrajectory, "trajectory_msgs/msg/JointTrajectory", partial(self._on_chunk, source), RECORD_QOS
             )
         self._offered = [
             self.create_service(Trigger, "~/start", self.guarded(self._on_start, "start")),
