@@ -11,6 +11,7 @@ import dataclasses
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -154,24 +155,28 @@ def _build_variant(field: dataclasses.Field, default: Named, node: object, *, wh
 
 def _convert_leaves(schema: type, node: dict[str, Any], *, where: str, path: str) -> dict[str, Any]:
     """Let OmegaConf convert and check plain values against the annotations of ``schema``."""
-    if not node:
-        return {}
-    leaf_fields = [(f.name, _annotation(schema, f.name), _field_default(f)) for f in dataclasses.fields(schema) if f.name in node]
-    leaf_schema = dataclasses.make_dataclass(schema.__name__, leaf_fields)
+    fields = {field.name: field for field in dataclasses.fields(schema)}
     values = {}
     for name, value in node.items():
+        wanted = _annotation(schema, name)
+        # One field at a time: a structure of all of them would be built, and copied, anew for every value.
+        leaf_schema = dataclasses.make_dataclass(schema.__name__, [(name, wanted, _field_default(fields[name]))])
         try:
             merged = OmegaConf.merge(OmegaConf.structured(leaf_schema), {name: value})
             values[name] = getattr(OmegaConf.to_object(merged), name)
         except omegaconf.errors.OmegaConfBaseException as error:
-            wanted = _annotation(schema, name)
             message = f"{where}: {_join(path, name)}={value!r} does not fit {getattr(wanted, '__name__', None) or wanted}"
             raise RefusedError(f"{message}: {_first_line(error)}") from error
     return values
 
 
 def _annotation(schema: type, name: str) -> Any:
-    return typing.get_type_hints(schema)[name]
+    return _annotations(schema)[name]
+
+
+@cache
+def _annotations(schema: type) -> dict[str, Any]:
+    return typing.get_type_hints(schema)
 
 
 def _field_default(field: dataclasses.Field) -> Any:
