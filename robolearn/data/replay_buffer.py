@@ -47,6 +47,12 @@ class ReplayBatch:
         """(b, c) what the decision saw."""
         return self.fields[CONDITION]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything by name, fields under ``fields/`` and ``following/``."""
+        parts = {"fields": self.fields, "following": self.following}
+        named = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+        return named | {name: getattr(self, name) for name in _TENSORS}
+
 
 class ReplayBuffer:
     """Ring of ``capacity`` rows in ``lanes`` lanes.
@@ -139,6 +145,10 @@ class ReplayBuffer:
                 self._settled[rows, lane] = True
             if over:
                 self._age[lane] = 0
+
+    def forget_outcomes(self) -> None:
+        """Take the returns of all episodes so far for those of another policy: the one that acts from now on is a new one."""
+        self._settled.zero_()
 
     def fill(self, fields: Mapping[str, Tensor], *, reward: Tensor, terminated: Tensor, ended: Tensor) -> None:
         """Hold exactly these steps, (steps, lanes, d) each and (steps, lanes): a whole data set of another policy at once.

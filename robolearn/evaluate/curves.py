@@ -13,7 +13,7 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.run import read_json
 from robolearn.core.types import Array
 from robolearn.evaluate.statistics import clopper_pearson, interquartile_mean, interquartile_mean_interval
-from robolearn.train.online import EVALUATIONS_FILE
+from robolearn.train.evaluations import EVALUATIONS_FILE
 
 type Band = Literal["runs", "episodes"]
 """What a band speaks of: ``runs``, how other training seeds would come out (bootstrap); ``episodes``, how other episodes of this

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from robolearn.core.observation import flat_streams
 from robolearn.core.protocols import RandomSource
 from robolearn.core.types import ActionChunk, Array, Observation
 from robolearn.data.normalizer import Normalizer
-from robolearn.data.replay_buffer import ReplayBatch
+from robolearn.data.replay_buffer import CONDITION, ReplayBatch
 from robolearn.nets.critics import CriticConfig, CriticEnsemble, follow
 from robolearn.policies import make_policy
 from robolearn.policies.refined import RefinedPolicy
@@ -107,7 +108,9 @@ class Behaviour:
 
     Attributes:
         warmup: whether the frozen base acts.
-        noted: (b, c) condition of every row at the last step.
+        ages: (lanes,) steps that the episode of every lane has taken so far.
+        asked: lanes that the next :meth:`predict` is about, one per row; :meth:`correct` is about all.
+        noted: name -> (lanes, d), what is recorded of the last step: the condition, and what a subclass adds.
     """
 
     def __init__(self, policy: RefinedPolicy) -> None:
@@ -116,7 +119,9 @@ class Behaviour:
         self.device = policy.device
         self.condition_dim: int = policy.encoder.condition_dim
         self.warmup = True
-        self.noted = torch.zeros(0, device=self.device)
+        self.ages: Array = np.zeros(0, np.int64)
+        self.asked: Array = np.zeros(0, np.int64)
+        self.noted: dict[str, Tensor] = {}
 
     def predict(self, observation: Observation, rng: RandomSource) -> ActionChunk:
         """See :meth:`robolearn.core.protocols.Policy.predict`."""
@@ -131,8 +136,9 @@ class Behaviour:
         """Keep and return the condition (b, c)."""
         with torch.inference_mode():
             condition = self._policy.condition(self._policy.encoder.read(observation, self.device))
-        self.noted = condition.clone()
-        return self.noted
+        condition = condition.clone()
+        self.noted = {CONDITION: condition}
+        return condition
 
 
 def wrap(base: nn.Module, name: str, config: Any) -> Any:

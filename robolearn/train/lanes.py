@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,24 +28,33 @@ SEEDS_PER_RUN = 1_000_000
 class Outcome:
     """One control step of all lanes."""
 
+    observation: Observation
+    """What was seen before the step, of what the policy reads: key -> (lanes, ...), raw units."""
     fields: Mapping[str, Tensor]
-    """Replay fields of the decision, see :class:`robolearn.data.replay_buffer.ReplayBuffer`."""
+    """What was decided: the fields of :class:`robolearn.data.replay_buffer.ReplayBuffer` and what else the behaviour noted."""
+    sent: Array
+    """(lanes, a) the action that was executed, raw units."""
     step: Step
-    finished: tuple[bool, ...]
-    """Success of each episode that ended."""
+    """What came of it; a time limit that counts as failure terminates."""
 
-    def replay(self, *, timeouts_fail: bool) -> dict[str, Any]:
-        """Return what the replay buffer's ``add`` takes; a time limit can count as an end in failure."""
+    @property
+    def finished(self) -> tuple[bool, ...]:
+        """Success of each episode that ended."""
+        return tuple(np.asarray(self.step.success, bool)[np.asarray(self.step.ended, bool)].tolist())
+
+    def replay(self) -> dict[str, Any]:
+        """Return what the replay buffer's ``add`` takes."""
+        return {"fields": self.fields, **self.results()}
+
+    def results(self) -> dict[str, Tensor]:
+        """Return ``reward`` float32, ``terminated`` and ``truncated`` bool, (lanes,) each, on the policy's device."""
         device = self.fields[CONDITION].device
-        terminated, truncated = np.asarray(self.step.terminated), np.asarray(self.step.truncated)
-        if timeouts_fail:
-            terminated, truncated = terminated | truncated, np.zeros_like(truncated)
-        result = {
-            "terminated": torch.as_tensor(terminated, device=device),
-            "truncated": torch.as_tensor(truncated, device=device),
-        }
-        reward = torch.as_tensor(np.asarray(self.step.reward, np.float32), device=device)
-        return {"fields": self.fields, "reward": reward, **result}
+        step = {"reward": np.float32, "terminated": bool, "truncated": bool}
+        return {k: torch.as_tensor(np.asarray(getattr(self.step, k), kind), device=device) for k, kind in step.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return fields and results by name."""
+        return {**self.fields, **self.results()}
 
 
 class Lanes:
@@ -54,12 +63,23 @@ class Lanes:
     Alternate :meth:`decide` and :meth:`step`; the latter touches neither torch nor the behaviour and may run in another thread.
     """
 
-    def __init__(self, env: Env, behaviour: Any, *, exec_horizon: int, plan_steps: int, latent_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        env: Env,
+        behaviour: Any,
+        *,
+        exec_horizon: int,
+        plan_steps: int,
+        latent_size: int,
+        timeouts_fail: bool,
+        seed: int,
+    ) -> None:
         require_compatible(behaviour.spaces, env.spec.spaces, what=f"refining on task {env.spec.task!r}")
         self.count = env.num_envs
         self.device: torch.device = behaviour.device
         self._env, self._behaviour, self._plan_steps, self._seed = env, behaviour, plan_steps, seed
-        self._latent_size = latent_size
+        self._latent_size, self._timeouts_fail = latent_size, timeouts_fail
+        self._exec_horizon = exec_horizon
         self._executor = ChunkExecutor(behaviour, ExecutorConfig(exec_horizon), num_rows=self.count)
         limits = SafetyLimits.from_spaces(env.spec.spaces)
         self._safety = SafetyFilter(limits, num_rows=self.count)
@@ -81,13 +101,16 @@ class Lanes:
 
     def decide(self, *, warmup: bool) -> None:
         """Choose the actions of the next step; in the warm-up the frozen base chooses them."""
-        self._behaviour.warmup = warmup
+        asked = np.flatnonzero(self._executor.since_decision() + 1 >= self._exec_horizon)
+        self._behaviour.warmup, self._behaviour.ages, self._behaviour.asked = warmup, self._ages, asked
+        # Copied: environments may write the next observation into the same arrays.
+        self._seen = {key: np.array(self._observation[key]) for key in self._behaviour.spaces.observation}
         wanted = self._executor.act(self._observation, self._rngs)
         rate_hz = self._env.spec.spaces.control_rate_hz
         self._sent = self._safety.apply(wanted, now_s=self._ticks / rate_hz).astype(np.float32)
         plan = np.clip((self._executor.planned(self._plan_steps) - self._centre) / self._half, -1.0, 1.0)
         self._fields = {
-            CONDITION: self._behaviour.noted,
+            **self._behaviour.noted,
             ACTION: torch.as_tensor((self._sent - self._centre) / self._half, device=self.device),
             PLAN: torch.as_tensor(plan.reshape(self.count, -1), device=self.device),
         }
@@ -107,7 +130,10 @@ class Lanes:
         ended = np.asarray(step.ended, bool)
         if ended.any():
             self._observation = self._reset(ended)
-        return Outcome(self._fields, step, tuple(np.asarray(step.success, bool)[ended].tolist()))
+        if self._timeouts_fail:
+            over = np.asarray(step.terminated | step.truncated, bool)
+            step = replace(step, terminated=over, truncated=np.zeros_like(over))
+        return Outcome(self._seen, self._fields, self._sent, step)
 
     def _reset(self, mask: Array) -> Observation:
         rows = np.flatnonzero(mask)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.protocols import Env
 from robolearn.core.run import read_json, write_json
 from robolearn.core.seeding import generator
-from robolearn.data.replay_buffer import ReplayBatch, ReplayBuffer, sample_mixed
+from robolearn.data.replay_buffer import ReplayBuffer, sample_mixed
 from robolearn.train.checkpoint import (
     OPTIMIZER_FILE,
     STATE_FILE,
@@ -31,97 +31,12 @@ from robolearn.train.checkpoint import (
     to_cpu,
 )
 from robolearn.train.divergence import DIVERGED_FOLDER
+from robolearn.train.evaluations import Evaluations, Score
 from robolearn.train.interrupts import Interrupted, InterruptGuard, NonFiniteError
-from robolearn.train.lanes import Lanes
+from robolearn.train.lanes import Lanes, Outcome
 from robolearn.train.metrics import MetricsWriter
-
-EVALUATIONS_FILE = "evaluations.json"
-
-type Score = Mapping[str, object]
-"""JSON-serialisable result of one evaluation; ``successes`` and ``episodes`` are counts."""
-
-
-@dataclass(frozen=True)
-class OnlineConfig:
-    """How long, how often and from what the refiner learns. Steps are control steps of all environments together."""
-
-    env_steps: int = 75_000
-    """Control steps in all, warm-up included."""
-    warmup_steps: int = 10_000
-    """Leading control steps in which the frozen base acts (Zhou et al. 2024, WSRL); only the critics learn."""
-    ramp_steps: int = 20_000
-    """Control steps after the warm-up over which the actor's reach (the bound of a residual or shift) grows from 0 to all of
-    it: wrong critics are found out close to the base, while they can do little harm. 0 allows all at once."""
-    learning_starts: int = 1_000
-    """Control steps after which updates begin, at most ``warmup_steps``."""
-    utd_ratio: float = 0.5
-    """Updates per control step."""
-    batch_size: int = 256
-    """Transitions per update."""
-    demo_fraction: float = 0.5
-    """Share of every batch that comes from the demonstrations; 0 uses none."""
-    truncation: Literal["bootstrap", "failure"] = "bootstrap"
-    """What the time limit means: ``bootstrap`` goes on with the value of the last state (Pardo et al. 2018); ``failure`` ends
-    with 0, where a task counts as failed when its time is up. The value of hopeless states sinks faster then."""
-    replay_capacity: int = 1_000_000
-    """Control steps kept."""
-    evaluate_every: int = 12_500
-    """Control steps between evaluations; the base is evaluated first, before any step."""
-    checkpoint_every: int = 12_500
-    """Control steps between checkpoints."""
-    keep_checkpoints: int = 1
-    """Newest checkpoints that are kept."""
-    log_every: int = 2_500
-    """Control steps between rows of metrics."""
-    seed: int = 0
-    """Root of every random draw."""
-    threads: int = 1
-    """Threads of torch; the environments step in a thread of their own beside it."""
-    tensorboard: bool = True
-    """Write event files beside ``metrics.jsonl``."""
-
-    def __post_init__(self) -> None:
-        if min(self.env_steps, self.batch_size, self.evaluate_every, self.checkpoint_every, self.log_every, self.threads) < 1:
-            raise RefusedError("env_steps, batch_size, evaluate_every, checkpoint_every, log_every and threads must be >= 1.")
-        if not 0 <= self.learning_starts <= self.warmup_steps or self.keep_checkpoints < 1 or self.ramp_steps < 0:
-            raise RefusedError("learning_starts must lie in [0, warmup_steps], ramp_steps be >= 0 and keep_checkpoints >= 1.")
-        if not self.utd_ratio > 0 or not 0 <= self.demo_fraction < 1:
-            raise RefusedError(f"utd_ratio={self.utd_ratio} must be positive and demo_fraction={self.demo_fraction} in [0, 1).")
-
-
-@dataclass(frozen=True)
-class Phase:
-    """What is learned at the moment."""
-
-    actor: bool
-    """Whether the actor moves; False while only the critics learn."""
-    reach: float = 1.0
-    """Share of its bound that the actor may use, in [0, 1]."""
-
-
-class Refiner(Protocol):
-    """One refinement method: how it explores, what a window of replay is, and what an update does."""
-
-    window_steps: int
-    discount: float
-    plan_steps: int
-    latent_size: int
-    """Elements of the latent noise that the replay stores; 0 stores none."""
-
-    def behaviour(self) -> Any:
-        """Return the policy that explores: a CorrectingPolicy that leaves the condition of every row in ``noted``."""
-
-    def policy(self) -> Any:
-        """Return the refined policy that is evaluated, saved and deployed: a torch module."""
-
-    def update(self, batch: ReplayBatch, rng: torch.Generator, phase: Phase) -> Mapping[str, Tensor]:
-        """Make one update and return metrics, scalars on the device. ``loss`` must be among them."""
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Return all that resuming needs besides :meth:`policy`."""
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from :meth:`tensors`."""
+from robolearn.train.online_config import OnlineConfig
+from robolearn.train.refiner import ObservingRefiner, Phase, Refiner, ReplayRefiner
 
 
 @dataclass(frozen=True)
@@ -183,7 +98,8 @@ def refine(
         if refiner.latent_size and demos is not None and config.demo_fraction:
             raise RefusedError("Demonstrations hold no latent noise to learn from; set demo_fraction=0.")
         sizes = {"plan_steps": refiner.plan_steps, "latent_size": refiner.latent_size}
-        lanes = Lanes(env, refiner.behaviour(), exec_horizon=exec_horizon, **sizes, seed=config.seed)
+        timeouts_fail = config.truncation == "failure"
+        lanes = Lanes(env, refiner.behaviour(), exec_horizon=exec_horizon, **sizes, timeouts_fail=timeouts_fail, seed=config.seed)
         loop = _Loop(refiner, lanes, demos, config, folder, provenance or {})
         if folder.steps():
             loop.restore(folder.path(folder.steps()[-1]))
@@ -215,13 +131,16 @@ class _Loop:
         self._refiner, self._lanes, self._demos, self._config = refiner, lanes, demos, config
         self._folder, self._provenance = folder, provenance
         self._run_dir = folder.root.parent
-        self._replay = ReplayBuffer(
-            lanes=lanes.count,
-            capacity=config.replay_capacity,
-            dims=lanes.field_dims(),
-            discount=refiner.discount,
-            device=lanes.device,
-        )
+        self._evaluations = Evaluations(self._run_dir)
+        self._replay: ReplayBuffer | None = None
+        if isinstance(refiner, ReplayRefiner):
+            self._replay = ReplayBuffer(
+                lanes=lanes.count,
+                capacity=config.replay_capacity,
+                dims=lanes.field_dims(),
+                discount=refiner.discount,
+                device=lanes.device,
+            )
         self._rng = torch.Generator(device=lanes.device)
         self._step, self._updates, self._elapsed_s = 0, 0, 0.0
         self._sums: dict[str, Tensor] = {}
@@ -241,7 +160,7 @@ class _Loop:
         )
         try:
             due = self._step % config.evaluate_every < self._lanes.count  # at the start, or where a signal cut an evaluation off
-            if evaluate is not None and due and all(row["env_steps"] != self._step for row in self._evaluations()):
+            if evaluate is not None and due and all(row["env_steps"] != self._step for row in self._evaluations.rows(self._step)):
                 self._evaluate(evaluate)
             self._began_s = time.monotonic() - self._elapsed_s
             self._logged_s, self._logged_step = time.monotonic(), self._step
@@ -256,53 +175,58 @@ class _Loop:
                     )
         finally:
             self._writer.close()
-        return OnlineResult(self._step, self._folder.path(self._step), tuple(self._evaluations()))
+        return OnlineResult(self._step, self._folder.path(self._step), tuple(self._evaluations.rows(self._step)))
 
     def _advance(self, pool: ThreadPoolExecutor) -> None:
-        """Make one control step of all lanes and, while they step, the updates that are due."""
+        """Make one control step of all lanes; updates from replay happen while they step, what else is learned behind it."""
         began_s = time.monotonic()
-        self._lanes.decide(warmup=self._step < self._config.warmup_steps)
+        phase = self._config.phase(self._step)
+        self._lanes.decide(warmup=not phase.actor)
         stepping = pool.submit(self._lanes.step)
         decided_s = time.monotonic()
-        self._learn()
+        if self._replay is not None:
+            self._learn(self._replay, phase)
         updated_s = time.monotonic()
         outcome = stepping.result()
-        self._replay.add(**outcome.replay(timeouts_fail=self._config.truncation == "failure"))
+        stepped_s = time.monotonic()
+        if self._replay is not None:
+            self._replay.add(**outcome.replay())
+        if isinstance(self._refiner, ObservingRefiner):
+            self._observe(self._refiner, outcome, phase)
         for success in outcome.finished:
             self._recent.append(success)
             self._episodes += 1
         self._step += self._lanes.count
-        self._updating_s += updated_s - decided_s
-        self._stepping_s += time.monotonic() - updated_s + decided_s - began_s
+        self._stepping_s += stepped_s - updated_s + decided_s - began_s
+        self._updating_s += updated_s - decided_s + time.monotonic() - stepped_s
 
-    def _learn(self) -> None:
+    def _learn(self, replay: ReplayBuffer, phase: Phase) -> None:
         config, refiner = self._config, self._refiner
+        assert isinstance(refiner, ReplayRefiner)
         due = int(max(0, self._step - config.learning_starts) * config.utd_ratio) - self._updates
         if due <= 0:
             return
         self._rng.manual_seed(int(generator(config.seed, "updates", self._step).integers(2**62)))
-        since = self._step - config.warmup_steps
-        reach = min(1.0, since / config.ramp_steps) if config.ramp_steps else 1.0
-        phase = Phase(actor=since >= 0, reach=max(0.0, reach))
+        if 0 <= self._step - config.warmup_steps < self._lanes.count:
+            replay.forget_outcomes()  # they are the base's; the actor's own will be worse or better
         demo_rows = round(config.demo_fraction * config.batch_size) if self._demos is not None else 0
         for _ in range(due):
-            batch = sample_mixed(
-                self._replay,
-                self._demos,
-                demo_rows,
-                config.batch_size,
-                steps=refiner.window_steps,
-                rng=self._rng,
-            )
-            metrics = refiner.update(batch, self._rng, phase)
-            self._updates += 1
+            batch = sample_mixed(replay, self._demos, demo_rows, config.batch_size, steps=refiner.window_steps, rng=self._rng)
+            self._count(refiner.update(batch, self._rng, phase))
+        self._learned_from = batch.tensors()
+
+    def _observe(self, refiner: ObservingRefiner, outcome: Outcome, phase: Phase) -> None:
+        self._rng.manual_seed(int(generator(self._config.seed, "updates", self._step).integers(2**62)))
+        metrics = refiner.observe(outcome, self._rng, phase)
+        if metrics:
             self._count(metrics)
-        self._last_batch = batch
+        self._learned_from = outcome.tensors()
 
     def _count(self, metrics: Mapping[str, Tensor]) -> None:
         for name, value in metrics.items():
             self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach().clone()
         self._counted += 1
+        self._updates += 1
 
     def _attend(self, before: int, evaluate: Callable[[Any], Score] | None) -> None:
         config = self._config
@@ -342,30 +266,20 @@ class _Loop:
             saved = self._save()
             message = f"Stopped by signal {signalled.signal_number} while evaluating at step {self._step}; saved {saved}."
             raise Interrupted(signalled.signal_number, message) from signalled
-        rows = [row for row in self._evaluations() if row["env_steps"] != self._step]
-        row: dict[str, Any] = {"env_steps": self._step, "updates": self._updates, "wall_s": round(self._elapsed_s, 1), **score}
-        rows.append(row)
-        rates = [r["successes"] / r["episodes"] for r in rows]
-        row["dip_depth"] = round(max(0.0, rates[0] - min(rates)), 4)
-        write_json(self._run_dir / EVALUATIONS_FILE, {"evaluations": rows})
-        self._writer.write(self._step, {"evaluate/success": rates[-1], "evaluate/dip_depth": row["dip_depth"]})
+        row = {"env_steps": self._step, "updates": self._updates, "wall_s": round(self._elapsed_s, 1), **score}
+        measured = self._evaluations.add(row)
+        self._writer.write(self._step, {f"evaluate/{name}": value for name, value in measured.items()})
         away_s = time.monotonic() - began_s  # evaluations are not the run's time
         if hasattr(self, "_began_s"):
             self._began_s += away_s
             self._logged_s += away_s
 
-    def _evaluations(self) -> list[dict[str, Any]]:
-        file = self._run_dir / EVALUATIONS_FILE
-        if not file.exists():
-            return []
-        rows: Any = read_json(file, what="table of evaluations")["evaluations"]
-        return [row for row in rows if row["env_steps"] <= self._step]
-
     def _save(self) -> Path:
         policy = self._refiner.policy()
         weights = policy.state_dict()
         tensors = {f"refiner/{k}": v for k, v in self._refiner.tensors().items()}
-        tensors |= {f"replay/{k}": v for k, v in self._replay.state().items()}
+        if self._replay is not None:
+            tensors |= {f"replay/{k}": v for k, v in self._replay.state().items()}
         tensors |= {f"lanes/{k}": v for k, v in self._lanes.tensors().items()}
         state: dict[str, object] = {"env_steps": self._step, "updates": self._updates, "elapsed_s": self._elapsed_s}
         state |= {"lanes": self._lanes.state(), "recent": list(self._recent), "episodes": self._episodes}
@@ -390,7 +304,8 @@ class _Loop:
         tensors = read_tensors(checkpoint / OPTIMIZER_FILE)
         load_weights(self._refiner.policy(), checkpoint / "model.safetensors")
         self._refiner.restore(_part(tensors, "refiner"))
-        self._replay.restore(_part(tensors, "replay"))
+        if self._replay is not None:
+            self._replay.restore(_part(tensors, "replay"))
         self._lanes.restore(state["lanes"], _part(tensors, "lanes"))
         self._sums = read_tensors(checkpoint / "trainer/meters.safetensors")
         self._step, self._updates, self._elapsed_s = int(state["env_steps"]), int(state["updates"]), float(state["elapsed_s"])
@@ -400,13 +315,7 @@ class _Loop:
     def _give_up(self, means: Mapping[str, float]) -> None:
         folder = self._run_dir / DIVERGED_FOLDER / f"{self._step:09d}"
         folder.mkdir(parents=True, exist_ok=True)
-        batch = self._last_batch
-        tensors = {
-            **{f"fields/{k}": v for k, v in batch.fields.items()},
-            **{f"following/{k}": v for k, v in batch.following.items()},
-        }
-        tensors |= {"actions": batch.actions, "returns": batch.returns, "bootstrap": batch.bootstrap}
-        save_file(to_cpu(tensors), folder / "batch.safetensors")
+        save_file(to_cpu(self._learned_from), folder / "batch.safetensors")
         write_json(folder / "report.json", {"env_steps": self._step, "metrics": {k: repr(v) for k, v in means.items()}})
         saved = self._save()
         bad = sorted(name for name, value in means.items() if not np.isfinite(value))
