@@ -16,25 +16,30 @@ from hardware import load_robot
 from robolearn.commands.collect import collect_demonstrations
 from robolearn.commands.evaluate import evaluate_policy
 from robolearn.commands.policy_reference import run_folder
-from robolearn.commands.recipe import Recipe, load_recipe
+from robolearn.commands.recipe import DataRecipe, Recipe, load_recipe
+from robolearn.commands.refine import load_refine_recipe
 from robolearn.commands.simulation import make_recipe_env
 from robolearn.commands.train import RECIPE_FILE, train_recipe
 from robolearn.core.config import load
 from robolearn.core.errors import RefusedError
 from robolearn.core.run import create_run_dir, read_json, write_json
 from robolearn.core.seeding import TEST_SEED_BLOCK
-from robolearn.core.types import Spaces
+from robolearn.core.types import Spaces, is_image
+from robolearn.data.split import select_episodes
+from robolearn.data.store import EpisodeStore
 from robolearn.deploy.bundle import Bundle, BundleParts, write_bundle
 from robolearn.deploy.contracts import contract_from_names
 from robolearn.deploy.executor import ExecutorConfig
 from robolearn.deploy.launch_file import read_launch_file
 from robolearn.deploy.launcher import Launched, WorkspacePackages, reserve_domain
+from robolearn.deploy.novelty import ObservationNovelty
 from robolearn.evaluate.compare import Comparison, compare
 from robolearn.evaluate.result import EpisodeResult, EvaluationResult
 from robolearn.train.checkpoint import find_checkpoint
 
 WORKSPACE = Path(__file__).resolve().parents[2] / "ros_ws" / "src"
 BRINGUP = "robolearn_bringup"
+REFINE_FILE = "refine.yaml"
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,9 @@ class DeployRecipe:
     """Control rate of the gate; 0 takes the policy's [Hz]."""
     policy_timeout_s: float = 2.0
     """Silence of the policy at which the gate stops [s]; in real time 0.25 is the robots' value."""
+    novelty: bool = True
+    """Score observations by their distance from the training data: slow down beyond its threshold, fall back to a refined
+    policy's base, stop at twice the threshold."""
     exec_horizon: int = 8
     """Actions of a chunk that are executed before the next decision."""
     episodes: int = 50
@@ -92,7 +100,8 @@ def deploy(file: Path, overrides: list[str]) -> None:
     checkpoint = _checkpoint(settings, console)
     training = load_recipe((run_folder(checkpoint) or checkpoint) / RECIPE_FILE, [])
     folder = create_run_dir(Path(settings.run_dir))
-    bundle = make_bundle(folder / "bundle", checkpoint, settings, task=training.env.task)
+    novelty = fit_novelty(checkpoint, training_data(run_folder(checkpoint) or checkpoint)) if settings.novelty else None
+    bundle = make_bundle(folder / "bundle", checkpoint, settings, task=training.env.task, novelty=novelty)
     judged = _judged(training, settings)
     env = make_recipe_env(judged)
     try:
@@ -108,13 +117,42 @@ def deploy(file: Path, overrides: list[str]) -> None:
     _print(comparison, episodes, console)
 
 
-def make_bundle(folder: Path, checkpoint: Path, settings: DeployRecipe, *, task: str) -> Bundle:
+def training_data(run: Path) -> DataRecipe:
+    """Return the demonstrations that the policy of a run learned from; a refined one's are its base's.
+
+    Raises:
+        RefusedError: no run folder is known, so that its demonstrations are not either.
+    """
+    if (run / REFINE_FILE).is_file():
+        base = Path(load_refine_recipe(run / REFINE_FILE, []).base)
+        return training_data(run_folder(base) or base)
+    return load_recipe(run / RECIPE_FILE, []).data
+
+
+def fit_novelty(checkpoint: Path, data: DataRecipe) -> ObservationNovelty:
+    """Return the out-of-distribution score of what a checkpoint's policy reads, fitted to its demonstrations.
+
+    Raises:
+        RefusedError: there are no demonstrations at ``data.path``, or too few.
+    """
+    spaces = _spaces(checkpoint)
+    if not Path(data.path).exists():
+        raise RefusedError(f"The demonstrations {data.path} are needed to score novelty; novelty=false deploys without a score.")
+    with EpisodeStore.open(Path(data.path)) as store:
+        keys = [key for key in spaces.observation if not is_image(key)]
+        episodes = [store.read(i, keys).data for i in select_episodes(store, successes_only=data.successes_only)]
+    return ObservationNovelty.fit(episodes, spaces)
+
+
+def make_bundle(
+    folder: Path, checkpoint: Path, settings: DeployRecipe, *, task: str, novelty: ObservationNovelty | None = None
+) -> Bundle:
     """Write the bundle of a checkpoint for a robot whose simulated twin publishes by the names of its observations."""
-    spec = load_robot(settings.robot)
-    spaces = Spaces.from_json(read_json(checkpoint / "config.json", what="policy checkpoint's description")["spaces"])  # type: ignore[arg-type]
+    spec, spaces = load_robot(settings.robot), _spaces(checkpoint)
     fingers = tuple(f"{spec.name}_finger_joint{i}" for i in (1, 2))
     contract = contract_from_names(spaces, arm_joints=spec.joints, finger_joints=fingers)
-    bundle = write_bundle(folder, BundleParts(checkpoint, contract, ExecutorConfig(settings.exec_horizon), task))
+    executor = ExecutorConfig(settings.exec_horizon)
+    bundle = write_bundle(folder, BundleParts(checkpoint, contract, executor, task, novelty=novelty))
     bundle.require_robot(spec.name)
     return bundle
 
@@ -168,6 +206,11 @@ def _checkpoint(settings: DeployRecipe, console: Console) -> Path:
             collect_demonstrations(recipe, console).close()
         train_recipe(recipe)
     return find_checkpoint(Path(recipe.run_dir))
+
+
+def _spaces(checkpoint: Path) -> Spaces:
+    card = read_json(checkpoint / "config.json", what="policy checkpoint's description")
+    return Spaces.from_json(card["spaces"])  # type: ignore[arg-type]
 
 
 def _judged(training: Recipe, settings: DeployRecipe) -> Recipe:

@@ -1,7 +1,7 @@
 """The folder that is deployed: a policy, how its chunks are executed, which streams it reads, and for which robot it was made.
 
 ``bundle.json`` describes it and holds the SHA-256 of every other file; ``policy/`` is a checkpoint folder (averaged weights
-only), ``base/`` an optional second one to fall back to, ``ood/`` what the out-of-distribution score needs.
+only), ``novelty/`` what the out-of-distribution score needs.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.run import create_run_dir, read_json, write_json
 from robolearn.core.types import Spaces
 from robolearn.deploy.executor import ExecutorConfig
+from robolearn.deploy.novelty import ObservationNovelty
 from robolearn.deploy.streams import ObservationContract
 
 BUNDLE_FILE = "bundle.json"
-POLICY_FOLDER, BASE_FOLDER, OOD_FOLDER = "policy", "base", "ood"
+POLICY_FOLDER, NOVELTY_FOLDER = "policy", "novelty"
 _FORMAT = "robolearn.bundle/1"
 _POLICY_FILES = ("config.json", "ema.safetensors")
 _FIELDS = ("format", "name", "task", "robot", "spaces", "executor", "policy_seed", "contract", "files")
@@ -40,10 +41,8 @@ class BundleParts:
     """Name of the task, for people and for the simulated twin."""
     policy_seed: int = 0
     """Seed of the policy's own randomness."""
-    base: Path | None = None
-    """Checkpoint folder of the policy to fall back to."""
-    ood: Path | None = None
-    """Folder of the fitted out-of-distribution score."""
+    novelty: ObservationNovelty | None = None
+    """Fitted out-of-distribution score; None watches nothing."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +56,12 @@ class Bundle:
     executor: ExecutorConfig
     policy_seed: int
     contract: ObservationContract
+    novelty: ObservationNovelty | None
 
     @property
     def policy(self) -> Path:
         """Checkpoint folder of the policy."""
         return self.folder / POLICY_FOLDER
-
-    @property
-    def base(self) -> Path | None:
-        """Checkpoint folder of the policy to fall back to."""
-        path = self.folder / BASE_FOLDER
-        return path if path.is_dir() else None
-
-    @property
-    def ood(self) -> Path | None:
-        """Folder of the out-of-distribution score."""
-        path = self.folder / OOD_FOLDER
-        return path if path.is_dir() else None
 
     def require_robot(self, robot: str, *, joints: tuple[str, ...] = ()) -> None:
         """Refuse a bundle that was made for another robot, or that reads joints which this one does not have.
@@ -98,18 +86,16 @@ def write_bundle(folder: Path, parts: BundleParts) -> Bundle:
 
     Raises:
         RefusedError: ``folder`` holds something already, a part is missing, the streams do not make what the policy reads, or the
-            base policy was made for other spaces.
+            out-of-distribution score was fitted to other observations.
     """
     spaces = _spaces(parts.policy)
     parts.contract.require_fits(spaces, what=f"bundle {folder.name}")
-    if parts.base is not None and (other := _spaces(parts.base)) != spaces:
-        raise RefusedError(f"Base policy {parts.base} was made for {other.to_json()}, the policy for {spaces.to_json()}.")
+    if parts.novelty is not None:
+        parts.novelty.require_fits(spaces, what=f"bundle {folder.name}")
     create_run_dir(folder)
     _copy_policy(parts.policy, folder / POLICY_FOLDER)
-    if parts.base is not None:
-        _copy_policy(parts.base, folder / BASE_FOLDER)
-    if parts.ood is not None:
-        shutil.copytree(parts.ood, folder / OOD_FOLDER)
+    if parts.novelty is not None:
+        parts.novelty.save(folder / NOVELTY_FOLDER)
     card = {
         "format": _FORMAT,
         "name": folder.name,
@@ -144,6 +130,10 @@ def open_bundle(folder: Path) -> Bundle:
         raise RefusedError(f"{where}: its spaces or robot {card['robot']!r} are not those of {folder / POLICY_FOLDER}.")
     contract = ObservationContract.from_json(card["contract"], where=where)  # type: ignore[arg-type]
     contract.require_fits(spaces, what=where)
+    novelty = None
+    if (folder / NOVELTY_FOLDER).is_dir():
+        novelty = ObservationNovelty.load(folder / NOVELTY_FOLDER)
+        novelty.require_fits(spaces, what=where)
     seed = card["policy_seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise RefusedError(f"{where}: policy_seed={seed!r} must be an integer that is not negative.")
@@ -155,6 +145,7 @@ def open_bundle(folder: Path) -> Bundle:
         executor=from_mapping(ExecutorConfig, card["executor"], where=f"{where}: executor"),
         policy_seed=seed,
         contract=contract,
+        novelty=novelty,
     )
 
 

@@ -1,4 +1,8 @@
-"""A stamped chunk of future commands as it travels from a policy to the gate, its checks, and where it stands at a given time."""
+"""A stamped chunk of future commands as it travels from a policy to the gate, its checks, and where it stands at a given time.
+
+Row k is for [stamp + k step, stamp + (k+1) step). A chunk that arrives late is therefore entered at its age: its leading rows,
+whose time is over, are skipped, however long the decision and the way took.
+"""
 
 from __future__ import annotations
 
@@ -92,3 +96,32 @@ class Track:
         start, start_s = (self.anchor, self._begun_s) if behind else (self.values[row - 1], end_s - self.step_s)
         part = min(max((self.phase_s - start_s) / max(end_s - start_s, 1e-9), 0.0), 1.0)
         return start + part * (self.values[row] - start)
+
+
+class StepClock:
+    """Tells how many control steps lie between the frames that a policy is given, by their stamps.
+
+    Steps are counted on a grid of the control period that begins at the first frame, so that a slow decision, a lost frame, or a
+    driver that is faster than the policy leaves the policy's plan in step with the world.
+    """
+
+    def __init__(self, period_s: float, *, lockstep: bool = False) -> None:
+        """``lockstep``: every frame is the next step, however long the simulator waited for its command."""
+        self._period_ns, self._lockstep = round(period_s * 1e9), lockstep
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin with the next frame."""
+        self._begin_ns, self._step = -1, 0
+
+    def advance(self, stamp_ns: int) -> int:
+        """Return the number of control steps since the last frame; 0 if this one lies in the same step and is not needed."""
+        if self._begin_ns < 0:
+            self._begin_ns = stamp_ns
+            return 1
+        if self._lockstep:
+            return 1
+        # Half a period of jitter either way is tolerated.
+        steps = max((stamp_ns - self._begin_ns + self._period_ns // 2) // self._period_ns - self._step, 0)
+        self._step += steps
+        return steps

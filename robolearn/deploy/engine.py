@@ -11,6 +11,8 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.protocols import Policy
 from robolearn.core.types import Array, Observation
 from robolearn.deploy.executor import ChunkExecutor, ExecutorConfig
+from robolearn.deploy.fallback import FallbackPolicy
+from robolearn.deploy.novelty import ObservationNovelty
 
 type Clock = Callable[[], float]
 """Monotonic seconds."""
@@ -22,17 +24,28 @@ class Engine:
     """Turns frames into chunks of which row 0 is for the frame's own control step.
 
     It runs :class:`robolearn.deploy.executor.ChunkExecutor`, as the evaluator does, so replanning, overlapping and per-step
-    corrections are the ones that were measured.
+    corrections are the ones that were measured. With a novelty score, a refined policy (one that has a ``base``) falls back to
+    its base at the first frame beyond the threshold and stays there until :meth:`reset`.
     """
 
-    def __init__(self, policy: Policy, config: ExecutorConfig, *, clock: Clock) -> None:
-        self._policy, self._clock = policy, clock
-        self._executor = ChunkExecutor(policy, config, num_rows=1)
-        self._horizon = config.exec_horizon
-        self._step = 0
+    def __init__(
+        self, policy: Policy, config: ExecutorConfig, *, clock: Clock, novelty: ObservationNovelty | None = None
+    ) -> None:
+        base = getattr(policy, "base", None) if novelty is not None else None
+        self._fallback = FallbackPolicy(policy, base) if isinstance(base, Policy) else None
+        self._policy: Policy = self._fallback or policy
+        self._clock, self._score = clock, novelty
+        self._executor = ChunkExecutor(self._policy, config, num_rows=1)
         self._rng = np.random.default_rng(0)
+        self.novelty: float | None = None
+        """Score / threshold of the last frame; None where it is not scored."""
         self.latencies_s: deque[float] = deque(maxlen=KEPT_LATENCIES)
         """Durations of the newest decisions (those that asked the policy), the warm-up not among them."""
+
+    @property
+    def fallen_back(self) -> bool:
+        """Whether the base acts in place of the refined policy."""
+        return self._fallback is not None and self._fallback.fallen_back
 
     def warm_up(self) -> float:
         """Decide once on zeros, which pays for compilation and caches, and return how long that took [s]."""
@@ -40,34 +53,47 @@ class Engine:
         frame = {key: np.zeros(f.shape, f.dtype) for key, f in features.items()}
         self.reset(np.random.default_rng(0))
         begin = self._clock()
-        self.act(frame)
+        self._plan(frame)
         took = self._clock() - begin
         self.latencies_s.clear()
         self.reset(np.random.default_rng(0))
         return took
 
     def reset(self, rng: np.random.Generator) -> None:
-        """Begin an episode: history, queue and step count start again, and ``rng`` is the source of every draw from now on."""
+        """Begin an episode: history and queue start again, and ``rng`` is the source of every draw from now on."""
         self._executor.reset()
-        self._rng, self._step = rng, 0
+        self._rng, self.novelty = rng, None
+        if self._fallback is not None:
+            self._fallback.fallen_back = False
+
+    def skip(self, frame: Observation) -> None:
+        """Take the frame of a control step that went by without a decision; see :meth:`ChunkExecutor.skip`."""
+        self._executor.skip({key: value[None] for key, value in frame.items()})
 
     def act(self, frame: Observation) -> Array:
         """Return (h, a) float32: the action for the frame's control step, then what is planned behind it.
 
         Args:
-            frame: key -> array without batch axis; frames come one control step apart.
+            frame: key -> array without batch axis; frames come one control step apart, but for those given to :meth:`skip`.
 
         Raises:
             RefusedError: the frame does not fit the policy, or the policy returned a number that is not finite.
         """
+        if self._score is not None:
+            self.novelty = self._score(frame)
+            if self._fallback is not None and self.novelty > 1 and not self.fallen_back:
+                self._fallback.fallen_back = True
+                self._executor.replan()
+        return self._plan(frame)
+
+    def _plan(self, frame: Observation) -> Array:
         begin = self._clock()
         action = self._executor.act({key: value[None] for key, value in frame.items()}, [self._rng])
-        since = self._step % self._horizon
+        since = int(self._executor.since_decision()[0])
         rows = self._executor.planned(self._policy.pred_horizon - since)[0]
         rows[0] = action[0]
         if since == 0:
             self.latencies_s.append(self._clock() - begin)
-        self._step += 1
         if not np.isfinite(rows).all():
             raise RefusedError(f"The policy's actions are not finite in {int((~np.isfinite(rows)).any(axis=1).sum())} rows.")
         return rows

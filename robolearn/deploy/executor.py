@@ -62,8 +62,24 @@ class ChunkExecutor:
         if rows.shape != (self._num_rows,):
             raise RefusedError(f"The reset mask must have shape {(self._num_rows,)}, got {rows.shape}.")
         self._fresh |= rows
+        self.replan(rows)
+
+    def replan(self, mask: Array | None = None) -> None:
+        """Forget the queue, not the history, of the rows in ``mask`` (b,) bool: the policy is asked at the next :meth:`act`."""
+        rows = slice(None) if mask is None else mask
         self._cursor[rows] = self._config.exec_horizon
         self._weight[rows], self._total[rows], self._chunks[rows] = 0, 0, 0
+
+    def skip(self, observation: Observation) -> None:
+        """Move every row on by a control step in which no action was asked for: history and queue slide by one.
+
+        This keeps the queue in step with the world when a decision took longer than a control step.
+
+        Raises:
+            RefusedError: see :meth:`act`.
+        """
+        self._observe(observation, np.ones(self._num_rows, bool))
+        self._cursor += 1
 
     def act(self, observation: Observation, rngs: Sequence[np.random.Generator], *, active: Array | None = None) -> Array:
         """Return the actions (b, a) float32 for the control step at which ``observation`` was taken.
@@ -170,11 +186,12 @@ class ChunkExecutor:
             self._total[due], self._weight[due] = chunk.actions, 1
         else:
             # Rows that have just started hold zeros, so shifting them past the used steps changes nothing.
-            used = self._config.exec_horizon
+            at = self._cursor[due][:, None] + np.arange(self._total.shape[1])
+            kept = at < self._total.shape[1]
+            at = np.where(kept, at, 0)
             for queue in (self._total, self._weight, self._chunks):
-                kept = queue[due, used:]
-                queue[due] = 0
-                queue[due, : kept.shape[1]] = kept
+                rows = queue[due[:, None], at]
+                queue[due] = np.where(kept.reshape(*kept.shape, *(1,) * (rows.ndim - 2)), rows, 0)
             weight = np.exp(-self._config.overlap_decay * self._chunks[due]).astype(np.float32)
             self._total[due] += weight[:, :, None] * chunk.actions
             self._weight[due] += weight

@@ -50,6 +50,7 @@ class CommandGate:
         self._state, self._reason, self._hard = GateState.LATCHED, "startup", True
         self._since_s = -np.inf
         self._track: Track | None = None
+        self._entered_s = 0.0  # when row 0 of the track began
         self._source, self._chunk_s, self._alive_s, self._stamp_s, self._newest_s = "", -np.inf, -np.inf, -np.inf, -np.inf
         self._novelty = 0.0
         self.steps = 0
@@ -200,10 +201,9 @@ class CommandGate:
         return self._output()
 
     def _output(self) -> Command:
-        use_base = self._novelty > 1
         send = self._armed and self._epoch > 0 and not self._let_go and not (self._releasing and self._weight <= 0)
         command, velocity = self._command.copy(), self._velocity.copy()
-        return Command(command, velocity, send, self._state, self._reason, self._epoch, self._weight, use_base)
+        return Command(command, velocity, send, self._state, self._reason, self._epoch, self._weight)
 
     def _advance(self, now_s: float) -> bool:
         """Return whether ``now_s`` is in a new slot, and start again from rest after a gap."""
@@ -228,9 +228,8 @@ class CommandGate:
         before = self._command
         track = self._track
         if self._state is GateState.RUNNING and track is not None:
-            way = self._dt * self._slots
             # A position is for the end of the period that begins now, a rate for the period itself.
-            track.phase_s += way if self._n else 0.0
+            track.phase_s = track.phase_s + self._dt * self._slots if self._n else now_s - self._entered_s
             self.counts["underrun"] += track.ended
             self._goal = self._slowed(track.target())
             measured = np.concatenate([self._measured, before[self._n :]])[None]
@@ -238,7 +237,6 @@ class CommandGate:
                 self._command = self._filter.coast()[0]
             else:
                 self._command = self._filter.apply(self._goal[None], now_s=now_s, measured=measured)[0]
-            track.phase_s += 0.0 if self._n else way
         else:
             self._command = self._filter.coast()[0]
         if self._n:
@@ -302,6 +300,7 @@ class CommandGate:
         if self._state is not GateState.RUNNING and jump > config.start_tolerance:
             raise RefusedError(f"start_tolerance: begins {jump:.3f} rad away; allowed {config.start_tolerance}.")
         self._track, self._source, self._chunk_s, self._stamp_s = track, chunk.source, now_s, chunk.stamp_s
+        self._entered_s = now_s - track.phase_s
         self._novelty = chunk.novelty or 0.0
         if self._state is not GateState.RUNNING:
             self._goal = self._command.copy()

@@ -84,5 +84,3 @@ class Command:
     """Counts the sequences of commands: each begins at rest at the measured position (or where the last one ended)."""
     weight: float
     """Blend weight of arm_sdk in [0, 1]: ramps in after a reset, out after :meth:`CommandGate.release`."""
-    use_base: bool
-    """Ask the policy process for the base instead of the refined policy: the observations are novel."""

@@ -9,12 +9,21 @@ one episode are not, so the calibration takes one number per episode, its larges
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from robolearn.core.errors import RefusedError
-from robolearn.core.types import Array
+from robolearn.core.run import read_json, write_json
+from robolearn.core.types import Array, Observation, Spaces, is_image
+
+ARRAYS_FILE, KEYS_FILE = "novelty.safetensors", "novelty.json"
+CALIBRATION_EVERY = 4
+"""Every fourth episode calibrates the threshold, the others are the reference."""
 
 
 @dataclass(frozen=True)
@@ -119,3 +128,74 @@ class NoveltyScore:
         except (KeyError, IndexError) as error:
             raise RefusedError(f"A stored novelty score lacks {error}; it holds {sorted(state)}.") from error
         return cls(centre, whitening, references, threshold=threshold, neighbours=neighbours)
+
+
+class ObservationNovelty:
+    """The score of what a policy sees: its flat observations of one control step, one after the other.
+
+    Pictures are not looked at. A value of 1 is the threshold; the gate slows down from there on and stops at its
+    ``novelty_stop``.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], score: NoveltyScore) -> None:
+        self._sizes, self._score = dict(sizes), score
+
+    @classmethod
+    def fit(
+        cls, episodes: Sequence[Mapping[str, Array]], spaces: Spaces, *, config: NoveltyConfig | None = None
+    ) -> ObservationNovelty:
+        """Make the score from training episodes, key -> (t, s); every fourth one is kept apart for the threshold.
+
+        Raises:
+            RefusedError: the policy reads nothing flat, or there are too few episodes for ``config.alpha``.
+        """
+        sizes = {key: feature.shape[0] for key, feature in spaces.observation.items() if not is_image(key)}
+        if not sizes:
+            raise RefusedError(f"A policy that reads only {list(spaces.observation)} offers nothing flat to score.")
+        rows = [np.concatenate([np.asarray(episode[key], float) for key in sizes], axis=1) for episode in episodes]
+        reference = [row for i, row in enumerate(rows) if i % CALIBRATION_EVERY]
+        calibration = rows[::CALIBRATION_EVERY]
+        if not reference:
+            raise RefusedError(f"{len(rows)} training episodes are too few to score observations by.")
+        return cls(sizes, NoveltyScore.fit(np.concatenate(reference), calibration, config=config))
+
+    def __call__(self, observation: Observation) -> float:
+        """Return score / threshold of one observation, key -> (s,); infinite where one is not finite."""
+        row = np.concatenate([np.asarray(observation[key], float) for key in self._sizes])
+        return float(self._score(row[None])[0])
+
+    def require_fits(self, spaces: Spaces, *, what: str) -> None:
+        """Refuse unless it scores exactly the flat observations of ``spaces``.
+
+        Raises:
+            RefusedError: names both.
+        """
+        flat = {key: feature.shape[0] for key, feature in spaces.observation.items() if not is_image(key)}
+        if flat != self._sizes:
+            raise RefusedError(f"{what}: novelty is scored on {self._sizes}, the policy reads {flat}.")
+
+    def save(self, folder: Path) -> None:
+        """Write the score into ``folder``, which is made."""
+        folder.mkdir()
+        save_file({name: np.ascontiguousarray(value) for name, value in self._score.state().items()}, folder / ARRAYS_FILE)
+        write_json(folder / KEYS_FILE, {"sizes": self._sizes})
+
+    @classmethod
+    def load(cls, folder: Path) -> ObservationNovelty:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            RefusedError: a file is missing, damaged, or does not fit the other.
+        """
+        card = read_json(folder / KEYS_FILE, what="description of the novelty score")
+        sizes = card.get("sizes")
+        if not isinstance(sizes, dict) or not all(isinstance(size, int) for size in sizes.values()):
+            raise RefusedError(f"{folder / KEYS_FILE}: 'sizes' must map observation keys to sizes, got {sizes!r}.")
+        try:
+            state = load_file(folder / ARRAYS_FILE)
+        except (OSError, SafetensorError) as error:
+            raise RefusedError(f"{folder / ARRAYS_FILE} is missing or damaged: {error}.") from error
+        width = sum(sizes.values())
+        if "centre" in state and len(state["centre"]) != width:
+            raise RefusedError(f"{folder}: the sizes {sizes} make {width} elements, the arrays hold {len(state['centre'])}.")
+        return cls(sizes, NoveltyScore.restore(state))

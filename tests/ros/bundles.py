@@ -14,22 +14,37 @@ from robolearn.data.normalizer import Normalizer, Statistics
 from robolearn.deploy.bundle import Bundle, BundleParts, write_bundle
 from robolearn.deploy.contracts import contract_from_names
 from robolearn.deploy.executor import ExecutorConfig
+from robolearn.deploy.novelty import ObservationNovelty
+from robolearn.nets.denoisers import DenoiserConfig
+from robolearn.nets.mlp import MlpConfig
 from robolearn.policies import config_class, make_policy
 from robolearn.policies.loading import save_policy
+from robolearn.refine import config_class as method_config
+from robolearn.refine import method
 from sim_envs.task import EnvOptions, make_env
 
+INITIAL_STATES = 80
 FINGERS = ("panda_finger_joint1", "panda_finger_joint2")
 
 
-def untrained_bundle(folder: Path, *, task: str = "lift", exec_horizon: int = 8) -> Bundle:
+def untrained_bundle(folder: Path, *, task: str = "lift", exec_horizon: int = 8, refined: bool = False) -> Bundle:
+    """Return a new bundle; ``refined`` steers a diffusion policy, and scores novelty against the task's initial states."""
     torch.manual_seed(0)
     env = make_env(task, EnvOptions(1))
     spaces = select_observation(env.spec.spaces, [STATE, ENVIRONMENT_STATE])
+    starts = [env.reset([seed]) for seed in range(INITIAL_STATES)] if refined else []
     env.close()
     rng = np.random.default_rng(0)
     rows = {key: rng.uniform(-1, 1, (100, size)) for key, size in flat_streams(spaces).items()}
     normalizer = Normalizer(flat_streams(spaces)).fit({key: Statistics.of(value) for key, value in rows.items()})
-    policy = make_policy("chunk_bc", config_class("chunk_bc")(), spaces, normalizer)
+    net = DenoiserConfig(kind="mlp", mlp=MlpConfig(width=32, blocks=1, level_width=8))
+    if refined:
+        policy = make_policy("diffusion", config_class("diffusion")(denoiser=net, sampler_steps=2), spaces, normalizer)
+        policy = method("dsrl").refined_policy(policy, method_config("dsrl")())
+    else:
+        policy = make_policy("chunk_bc", config_class("chunk_bc")(net=net), spaces, normalizer)
     save_policy(folder / "checkpoint", policy, averaged=policy.state_dict())
     contract = contract_from_names(spaces, arm_joints=load_robot("panda").joints, finger_joints=FINGERS)
-    return write_bundle(folder / "bundle", BundleParts(folder / "checkpoint", contract, ExecutorConfig(exec_horizon), task))
+    novelty = ObservationNovelty.fit(starts, spaces) if refined else None
+    parts = BundleParts(folder / "checkpoint", contract, ExecutorConfig(exec_horizon), task, novelty=novelty)
+    return write_bundle(folder / "bundle", parts)

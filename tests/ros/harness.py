@@ -88,9 +88,13 @@ class Client:
         for status in message.status:
             self.diagnostics[status.name] = {v.key: v.value for v in status.values} | {"message": status.message}
 
+    def says(self, node: str, name: str) -> str:
+        """Return a value of a node's newest diagnostics, which come once a second; empty if there is none."""
+        return self.diagnostics.get(f"/robot/{node}", {}).get(name, "")
+
     def count(self, node: str, name: str) -> int:
-        """Return a counter of a node's newest diagnostics; they come once a second."""
-        return int(self.diagnostics.get(f"/robot/{node}", {}).get(name, 0))
+        """Return a counter of a node's newest diagnostics."""
+        return int(self.says(node, name) or 0)
 
     def _spin(self) -> None:
         with contextlib.suppress(rclpy.executors.ExternalShutdownException):
@@ -220,7 +224,13 @@ class FakeArm:
         self.states.append((time.monotonic(), self.gate["state"], self.gate["reason"]))
 
     def send_chunk(
-        self, target: np.ndarray, *, names: tuple[str, ...] | None = None, steps: int = 10, age_s: float = 0.0
+        self,
+        target: np.ndarray,
+        *,
+        names: tuple[str, ...] | None = None,
+        steps: int = 10,
+        age_s: float = 0.0,
+        novelty: float | None = None,
     ) -> None:
         """Ask for a straight line from here to ``target`` (joints), grippers open."""
         way = np.linspace(0, 1, steps + 1)[1:, None]
@@ -231,7 +241,7 @@ class FakeArm:
             names or self.names,
             stamp_ns=time.time_ns() - int(age_s * 1e9),
             period_ns=50_000_000,
-            source='{"source": "policy"}',
+            source=json.dumps({"source": "policy", "novelty": novelty}),
         )
         self._chunks.publish(message)
 
@@ -273,11 +283,11 @@ def reach(arm: FakeArm, offset: float = 0.3) -> np.ndarray:
     return np.array(arm.spec.home) + offset * np.array([1, 0.5, -1, 0, 1, 0, -1])
 
 
-def play(arm: FakeArm, target: np.ndarray, until: Callable[[], bool], *, what: str) -> None:
+def play(arm: FakeArm, target: np.ndarray, until: Callable[[], bool], *, what: str, novelty: float | None = None) -> None:
     """Play a policy that sends a chunk every 50 ms until something has happened."""
 
     def ask() -> bool:
-        arm.send_chunk(target)
+        arm.send_chunk(target, novelty=novelty)
         time.sleep(0.045)
         return until()
 

@@ -103,6 +103,19 @@ def test_lost_joint_states_stop_the_robot(arm: FakeArm) -> None:
     np.testing.assert_array_equal(arm.commands[-1][1], arm.commands[-2][1])
 
 
+def test_a_novel_observation_slows_the_robot_down_and_then_stops_it(arm: FakeArm) -> None:
+    arm.bring_up()
+    speeds = {}
+    for novelty in (1.0, 1.9):  # 1.9: a tenth of the speed
+        begin = len(arm.sent)
+        target = arm.position + 0.3
+        play(arm, target, lambda b=begin: len(arm.sent) > b + 60, what="commands", novelty=novelty)
+        speeds[novelty] = np.abs(np.diff(arm.sent[begin + 30 :], axis=0)).max()
+    assert speeds[1.9] < 0.2 * speeds[1.0]
+    assert arm.gate["state"] == "running"
+    play(arm, arm.position + 0.3, lambda: arm.went("stopping", "novelty"), what="the stop", novelty=2.1)
+
+
 def test_deactivation_ends_with_a_command_at_rest(arm: FakeArm) -> None:
     arm.bring_up()
     move(arm, reach(arm, 1.0))

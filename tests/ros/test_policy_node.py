@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bundles import FINGERS, untrained_bundle
 from harness import ACTIVATE, CONFIGURE, Client, node, nodes, wait_until
@@ -14,17 +15,24 @@ from trajectory_msgs.msg import JointTrajectory
 
 from hardware import load_robot
 from robolearn.core.errors import RefusedError
-from robolearn.deploy.bundle import BUNDLE_FILE, Bundle, open_bundle
+from robolearn.core.observation import select_observation
+from robolearn.core.types import STATE, Observation
+from robolearn.deploy.bundle import BUNDLE_FILE, Bundle, BundleParts, open_bundle, write_bundle
 from robolearn.deploy.codecs import stamp_ns
 from robolearn.deploy.contracts import contract_from_names
+from robolearn.deploy.novelty import ObservationNovelty
 from robolearn_bridge.messages import COMMAND_QOS, SENSOR_QOS, message_class
 from robolearn_bridge.simulated_streams import SimulatedStreams
 from sim_envs.task import EnvOptions, make_env
 
 
+def novelties(chunks: list[JointTrajectory]) -> list[float]:
+    return [json.loads(chunk.header.frame_id)["novelty"] for chunk in chunks]
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return untrained_bundle(tmp_path_factory.mktemp("bundle"))
+    return untrained_bundle(tmp_path_factory.mktemp("bundle"), refined=True)
 
 
 def test_a_bundle_is_whole_or_refused(bundle: Bundle, tmp_path: Path) -> None:
@@ -38,9 +46,22 @@ def test_a_bundle_is_whole_or_refused(bundle: Bundle, tmp_path: Path) -> None:
         file.write(b"\0")
     with pytest.raises(RefusedError, match=r"policy/ema\.safetensors was changed"):
         open_bundle(copy)
+    (copy / "novelty" / "novelty.json").unlink()
+    with pytest.raises(RefusedError, match=r"novelty/novelty\.json is missing"):
+        open_bundle(copy)
+    shutil.copyfile(bundle.folder / "novelty" / "novelty.json", copy / "novelty" / "novelty.json")
     (copy / "policy" / "ema.safetensors").unlink()
     with pytest.raises(RefusedError, match=r"policy/ema\.safetensors is missing"):
         open_bundle(copy)
+
+
+def test_a_novelty_score_of_other_observations_is_not_bundled(bundle: Bundle, tmp_path: Path) -> None:
+    assert bundle.novelty is not None
+    spaces = select_observation(bundle.spaces, [STATE])
+    other = ObservationNovelty.fit([{STATE: np.random.default_rng(i).normal(size=(3, 11))} for i in range(80)], spaces)
+    parts = BundleParts(bundle.policy, bundle.contract, bundle.executor, bundle.task, novelty=other)
+    with pytest.raises(RefusedError, match=r"novelty is scored on \{'observation\.state': 11\}"):
+        write_bundle(tmp_path / "bundle", parts)
 
 
 def test_a_bundle_with_another_joint_order_or_field_is_refused(bundle: Bundle, tmp_path: Path) -> None:
@@ -63,7 +84,7 @@ def test_a_bundle_with_another_joint_order_or_field_is_refused(bundle: Bundle, t
 
 def test_chunks_come_from_fresh_complete_streams_only(client: Client, domain: str, tmp_path: Path, bundle: Bundle) -> None:
     env = make_env("lift", EnvOptions(1))
-    observation = {key: value[0] for key, value in env.reset([0]).items()}
+    observation = {key: value[0] for key, value in env.reset([1]).items()}
     env.close()
     offered = contract_from_names(env.spec.spaces, arm_joints=load_robot("panda").joints, finger_joints=FINGERS)
     streams = SimulatedStreams(offered, env.spec.spaces)
@@ -74,19 +95,21 @@ def test_chunks_come_from_fresh_complete_streams_only(client: Client, domain: st
     chunks: list[JointTrajectory] = []
     client.node.create_subscription(JointTrajectory, "policy/chunk", chunks.append, COMMAND_QOS)
 
-    def send(*, without: str = "", age_s: float = 0.0) -> int:
-        stamp = time.time_ns() - int(age_s * 1e9)
-        for name, message in streams.messages(observation, stamp).items():
+    strange = observation | {STATE: observation[STATE] + np.eye(11, dtype=np.float32)[2]}  # the hand 1 m higher
+
+    def send(*, without: str = "", seen: Observation = observation) -> int:
+        stamp = time.time_ns()
+        for name, message in streams.messages(seen, stamp).items():
             if name != without:
                 publishers[name].publish(message)
         return stamp
 
-    def send_until_answered() -> None:
+    def send_until_answered(seen: Observation = observation) -> None:
         """Sensor messages may be lost: send states, one control step apart, until one more has been decided on."""
         count = len(chunks)
 
         def ask() -> bool:
-            good.add(send())
+            good.add(send(seen=seen))
             time.sleep(0.05)
             return len(chunks) > count
 
@@ -113,6 +136,10 @@ def test_chunks_come_from_fresh_complete_streams_only(client: Client, domain: st
         send()
         assert client.trigger("policy_node/start")[0]
         send_until_answered()
+        assert max(novelties(chunks)) < 1
+        send_until_answered(strange)
+        assert novelties(chunks)[-1] > 2
+        wait_until(lambda: client.says("policy_node", "fallen back to the base") == "True", what="the base")
         assert {stamp_ns(chunk) for chunk in chunks} <= good  # what came in between was never decided on
         assert all(tuple(chunk.joint_names) == bundle.spaces.action.names for chunk in chunks)
         assert running.exit_code("wrong_robot") is None

@@ -45,6 +45,37 @@ def test_a_chunk_is_used_for_exec_horizon_steps_from_its_first_row():
     assert [float(executor.act(observe(x), rngs(1))[0, 0]) for x in range(5)] == [0, 1, 200, 201, 400]
 
 
+def test_skipped_steps_slide_the_history_and_the_queue():
+    # Decided at x = 0: rows 0, 1, 2, 3. Steps 1 and 2 go by without an action; step 3 is row 3; step 4 is a new chunk.
+    policy = Counter()
+    executor = ChunkExecutor(policy, ExecutorConfig(exec_horizon=4), num_rows=1)
+    actions = []
+    for x in range(5):
+        if x in (1, 2):
+            executor.skip(observe(x))
+        else:
+            actions.append(float(executor.act(observe(x), rngs(1))[0, 0]))
+    assert actions == [0, 3, 400]
+    assert policy.seen[-1][0, :, 0].tolist() == [2, 3, 4]
+
+
+def test_a_plan_whose_time_is_over_is_made_again():
+    executor = ChunkExecutor(Counter(), ExecutorConfig(exec_horizon=2), num_rows=1)
+    executor.act(observe(1), rngs(1))
+    for x in range(2, 9):
+        executor.skip(observe(x))
+    assert executor.act(observe(9), rngs(1))[0, 0] == 900
+
+
+def test_replanning_forgets_the_queue_and_keeps_the_history():
+    policy = Counter()
+    executor = ChunkExecutor(policy, ExecutorConfig(4, temporal_overlap=True), num_rows=1)
+    executor.act(observe(1), rngs(1))
+    executor.replan()
+    assert executor.act(observe(2), rngs(1))[0, 0] == 200
+    assert policy.seen[-1][0, :, 0].tolist() == [1, 1, 2]
+
+
 def test_rows_out_of_phase_are_asked_only_when_due():
     policy = Counter()
     executor = ChunkExecutor(policy, ExecutorConfig(exec_horizon=3), num_rows=2)
@@ -95,6 +126,17 @@ def test_temporal_overlap_with_longer_execution():
     executor = ChunkExecutor(policy, ExecutorConfig(2, temporal_overlap=True, overlap_decay=np.log(2)), num_rows=1)
     actions = [float(executor.act(observe(0), rngs(1))[0, 0]) for _ in range(4)]
     np.testing.assert_allclose(actions, [0, 10, 70 / 1.5, 110], rtol=1e-6)
+
+
+def test_temporal_overlap_after_skipped_steps():
+    # exec 1 of 4, equal weights. Step 0: (0, 1, 2, 3). Step 1 goes by. Step 2: the first chunk's row 2 and (10, 11, 12, 13):
+    # (2 + 10) / 2 = 6. Step 3: row 3, row 1 and (20, ...): (3 + 11 + 20) / 3 = 34/3.
+    policy = Counter(chunks=[(0, 1, 2, 3), (10, 11, 12, 13), (20, 21, 22, 23)])
+    executor = ChunkExecutor(policy, ExecutorConfig(1, temporal_overlap=True, overlap_decay=0.0), num_rows=1)
+    assert executor.act(observe(0), rngs(1))[0, 0] == 0
+    executor.skip(observe(1))
+    actions = [float(executor.act(observe(x), rngs(1))[0, 0]) for x in (2, 3)]
+    np.testing.assert_allclose(actions, [6, 34 / 3], rtol=1e-6)
 
 
 def test_overlap_does_not_reach_into_the_next_episode():

@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 
 from robolearn.core.errors import RefusedError
-from robolearn.deploy.novelty import NoveltyConfig, NoveltyScore
+from robolearn.core.types import ENVIRONMENT_STATE, STATE, FeatureSpec, Spaces
+from robolearn.deploy.novelty import ARRAYS_FILE, KEYS_FILE, NoveltyConfig, NoveltyScore, ObservationNovelty
+
+SPACES = Spaces("r", {STATE: FeatureSpec((4,)), ENVIRONMENT_STATE: FeatureSpec((2,))}, FeatureSpec((1,)), (-1.0,), (1.0,), 20.0)
 
 
 def episodes(rng, count, steps=40):
@@ -67,3 +70,42 @@ def test_it_is_restored_as_it_was(fitted):
 def test_too_little_or_bad_data_is_refused(reference, calibration, words):
     with pytest.raises(RefusedError, match=words.replace("(", r"\(").replace(")", r"\)")):
         NoveltyScore.fit(reference, calibration)
+
+
+def observed(count, seed=5):
+    return [{STATE: e[:, :4], ENVIRONMENT_STATE: e[:, 4:]} for e in episodes(np.random.default_rng(seed), count)]
+
+
+def test_a_stored_score_is_the_fitted_one(tmp_path):
+    fitted = ObservationNovelty.fit(observed(80), SPACES)
+    fitted.save(tmp_path / "novelty")
+    assert sorted(p.name for p in (tmp_path / "novelty").iterdir()) == [KEYS_FILE, ARRAYS_FILE]
+    read = ObservationNovelty.load(tmp_path / "novelty")
+    seen = {key: rows[7] for key, rows in observed(80)[1].items()}  # one of the reference
+    assert read(seen) == fitted(seen)
+    assert read(seen) < 1
+    assert read({**seen, STATE: seen[STATE] + 20}) > 2
+
+
+def test_every_fourth_episode_calibrates():
+    # 76 episodes: 19 calibrate, the fewest for alpha 0.05; rank ceil(20 * 0.95) = 19: the worst of them is the threshold.
+    seen = observed(76)
+    fitted = ObservationNovelty.fit(seen, SPACES)
+    worst = [max(fitted({key: rows[t] for key, rows in episode.items()}) for t in range(40)) for episode in seen[::4]]
+    assert max(worst) == pytest.approx(1)
+    with pytest.raises(RefusedError, match="19 calibration episodes, got 18"):
+        ObservationNovelty.fit(seen[:72], SPACES)
+
+
+def test_a_score_of_other_observations_or_with_damage_is_refused(tmp_path):
+    fitted = ObservationNovelty.fit(observed(80), SPACES)
+    other = Spaces("r", {STATE: FeatureSpec((6,))}, FeatureSpec((1,)), (-1.0,), (1.0,), 20.0)
+    with pytest.raises(RefusedError, match="bundle x: novelty is scored on"):
+        fitted.require_fits(other, what="bundle x")
+    fitted.save(tmp_path / "novelty")
+    (tmp_path / "novelty" / KEYS_FILE).write_text('{"sizes": {"observation.state": 5}}')
+    with pytest.raises(RefusedError, match="make 5 elements, the arrays hold 6"):
+        ObservationNovelty.load(tmp_path / "novelty")
+    (tmp_path / "novelty" / ARRAYS_FILE).write_bytes(b"no tensors")
+    with pytest.raises(RefusedError, match="missing or damaged"):
+        ObservationNovelty.load(tmp_path / "novelty")

@@ -17,7 +17,7 @@ from robolearn_bridge.adapters import INTERFACES, Output, TwistScale, joint_outp
 from robolearn_bridge.parameters import declare, read, read_choice
 
 MAX_RATE_HZ = 1000.0
-WATCHED = ("chunk_timeout_s", "max_command_age_s", "max_tick_gap_s", "resume_window_s")
+WATCHED = ("chunk_timeout_s", "max_command_age_s", "max_tick_gap_s", "resume_window_s", "novelty_stop")
 """Fields of :class:`GateConfig` that are parameters under their own name and default."""
 
 

@@ -17,13 +17,14 @@ from trajectory_msgs.msg import JointTrajectory
 from robolearn.core.errors import RefusedError
 from robolearn.core.seeding import generator
 from robolearn.deploy.bundle import open_bundle
+from robolearn.deploy.chunk import StepClock
 from robolearn.deploy.codecs import decode, stamp_ns
 from robolearn.deploy.engine import Engine
 from robolearn.deploy.streams import Frame, Resampler, StreamsNotReadyError
 from robolearn_bridge.diagnostics import report
 from robolearn_bridge.lifecycle import SafeLifecycleNode, run
 from robolearn_bridge.messages import COMMAND_QOS, SENSOR_QOS, chunk_message, message_class
-from robolearn_bridge.parameters import declare, read
+from robolearn_bridge.parameters import declare, read, read_choice
 
 
 class PolicyNode(SafeLifecycleNode):
@@ -37,6 +38,9 @@ class PolicyNode(SafeLifecycleNode):
         super().__init__("policy_node")
         declare(self, "bundle", "", "Folder of the bundle.", read_only=True)
         declare(self, "robot", "", "Name of the robot at hand; must be the bundle's.", read_only=True)
+        declare(
+            self, "sync", "realtime", "'realtime', or 'lockstep' with a simulator that waits for each command.", read_only=True
+        )
         declare(self, "device", "cpu", "Torch device.", read_only=True)
         declare(self, "threads", 1, "Torch threads.", read_only=True)
         declare(self, "episode_seed", 0, "Seeds the policy's randomness at the next reset.")
@@ -44,24 +48,28 @@ class PolicyNode(SafeLifecycleNode):
 
     def configure(self) -> None:
         """Load the bundle, decide once as a warm-up, subscribe."""
+        self._bundle = open_bundle(Path(read(self, "bundle")))
+        self._bundle.require_robot(read(self, "robot"))
+        lockstep = read_choice(self, "sync", ("lockstep", "realtime")) == "lockstep"
         import torch
 
         from robolearn.policies.loading import load_policy
 
         torch.set_num_threads(read(self, "threads"))
-        self._bundle = open_bundle(Path(read(self, "bundle")))
-        self._bundle.require_robot(read(self, "robot"))
         spaces, contract = self._bundle.spaces, self._bundle.contract
         policy = load_policy(self._bundle.policy, read(self, "device"), spaces=spaces)
-        self._engine = Engine(policy, self._bundle.executor, clock=time.perf_counter)
+        self._engine = Engine(policy, self._bundle.executor, clock=time.perf_counter, novelty=self._bundle.novelty)
         warm_up_s = self._engine.warm_up()
         self.get_logger().info(f"bundle {self._bundle.name}: warm-up {warm_up_s * 1e3:.0f} ms")
         self._period_ns = round(1e9 / spaces.control_rate_hz)
         self._resampler = Resampler(contract, spaces)
+        self._steps = StepClock(1 / spaces.control_rate_hz, lockstep=lockstep)
+        # More steps than the history and the plan are long change nothing.
+        self._longest = policy.obs_horizon + policy.pred_horizon
         # Two locks: samples must go on arriving while a decision is made.
         self._wake, self._engine_lock = threading.Condition(), threading.Lock()
         self._acting = self._closing = False
-        self._pending: Frame | None = None
+        self._pending: list[tuple[int, Frame]] = []
         self._episode = 0
         self._counts = {"chunks": 0, "frames_skipped": 0, "frames_refused": 0, "samples_refused": 0}
         self._last_refusal = ""
@@ -129,28 +137,39 @@ class PolicyNode(SafeLifecycleNode):
                 self._counts["frames_refused"] += 1
                 self._last_refusal = str(error)
                 return
-            if frame is not None:
-                self._counts["frames_skipped"] += self._pending is not None
-                self._pending = frame
+            steps = self._steps.advance(frame.at_ns) if frame is not None else 0
+            if frame is not None and steps:
+                self._pending.append((steps, frame))
+                if len(self._pending) > self._longest:
+                    (forgotten, _), (steps, oldest) = self._pending[:2]
+                    self._pending[:2] = [(forgotten + steps, oldest)]
                 self._wake.notify()
 
     def _work(self) -> None:
         while True:
             with self._wake:
-                while self._pending is None and not self._closing:
+                while not self._pending and not self._closing:
                     self._wake.wait()
                 if self._closing:
                     return
-                frame, episode = self._pending, self._episode
-                self._pending = None
-            self._decide(frame, episode)
+                frames, episode = self._pending, self._episode
+                self._pending = []
+            self._decide(frames, episode)
 
-    def _decide(self, frame: Frame, episode: int) -> None:
-        """Publish the chunk of one frame, unless the episode or the permission to act is over by then."""
+    def _decide(self, frames: list[tuple[int, Frame]], episode: int) -> None:
+        """Publish the chunk of the newest frame, unless the episode or the permission to act is over by then.
+
+        The others came, or were due, while the last decision was made: they move history and queue on.
+        """
+        frame = frames[-1][1]
         with self._engine_lock:
             if episode != self._episode:
                 return
+            self._counts["frames_skipped"] += len(frames) - 1
             try:
+                for steps, seen in frames:
+                    for _ in range(min(steps - (seen is frame), self._longest)):
+                        self._engine.skip(seen.observation)
                 rows = self._engine.act(frame.observation)
             except RefusedError as error:
                 self._counts["frames_refused"] += 1
@@ -158,7 +177,8 @@ class PolicyNode(SafeLifecycleNode):
                 return
         if not self._acting or episode != self._episode:
             return
-        source = json.dumps({"source": "policy"})
+        novelty = self._engine.novelty
+        source = json.dumps({"source": "policy"} | ({"novelty": novelty} if novelty is not None else {}))
         names = self._bundle.spaces.action.names
         self._chunks.publish(chunk_message(rows, names, stamp_ns=frame.at_ns, period_ns=self._period_ns, source=source))
         self._counts["chunks"] += 1
@@ -166,13 +186,14 @@ class PolicyNode(SafeLifecycleNode):
     def _reset_engine(self) -> None:
         with self._engine_lock, self._wake:
             self._episode += 1
-            self._pending = None
+            self._pending = []
             self._resampler.reset()
+            self._steps.reset()
             self._engine.reset(generator(self._bundle.policy_seed, "episode", int(read(self, "episode_seed"))))
 
     def _set_acting(self, acting: bool) -> None:
         with self._wake:
-            self._acting, self._pending = acting, None
+            self._acting, self._pending = acting, []
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._acting:
@@ -198,6 +219,8 @@ class PolicyNode(SafeLifecycleNode):
         values = {
             "bundle": self._bundle.name,
             "acting": self._acting,
+            "novelty": "not scored" if self._engine.novelty is None else self._engine.novelty,
+            "fallen back to the base": self._engine.fallen_back,
             "decision p50 [ms]": self._engine.latency_s(0.5) * 1e3,
             "decision p99 [ms]": self._engine.latency_s(0.99) * 1e3,
             **self._counts,

@@ -1,0 +1,110 @@
+"""The policy process's engine: alignment by stamps, novelty, and the fall back from a refined policy to its base."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from robolearn.core.types import STATE, ActionChunk, FeatureSpec, Spaces
+from robolearn.deploy.chunk import StepClock
+from robolearn.deploy.engine import Engine
+from robolearn.deploy.executor import ExecutorConfig
+from robolearn.deploy.novelty import NoveltyScore, ObservationNovelty
+
+SPACES = Spaces("r", {STATE: FeatureSpec((1,))}, FeatureSpec((1,)), (-1e9,), (1e9,), 20.0)
+
+
+class Ramp:
+    """Row k of a chunk decided at x is 100 x + k."""
+
+    spaces, obs_horizon, pred_horizon = SPACES, 2, 4
+
+    def predict(self, observation, rng):
+        return ActionChunk((100 * observation[STATE][:, -1] + np.arange(4))[:, :, None].astype(np.float32))
+
+
+class Refined(Ramp):
+    """The same plus 0.5 by decision and 0.25 by correction at every step."""
+
+    base = Ramp()
+
+    def predict(self, observation, rng):
+        return ActionChunk(super().predict(observation, rng).actions + np.float32(0.5))
+
+    def correct(self, observation, action, rng):
+        return action + np.float32(0.25)
+
+
+def novelty():
+    # References at 0, 1, ..., 9, k = 1, threshold 2: x = 11 scores |11 - 9| / 2 = 1, x = 13 scores 2.
+    score = NoveltyScore(np.zeros(1), np.eye(1), np.arange(10.0)[:, None], threshold=2.0, neighbours=1)
+    return ObservationNovelty({STATE: 1}, score)
+
+
+def engine(policy, *, horizon=4, score=None):
+    made = Engine(policy, ExecutorConfig(horizon), clock=lambda: 0.0, novelty=score)
+    made.reset(np.random.default_rng(0))
+    return made
+
+
+def act(made, x):
+    return made.act({STATE: np.float32([x])})[:, 0].tolist()
+
+
+def test_row_0_is_for_the_frame_whatever_was_skipped():
+    made = engine(Ramp())
+    assert act(made, 1) == [100, 101, 102, 103]
+    assert act(made, 2) == [101, 102, 103]
+    made.skip({STATE: np.float32([3])})
+    assert act(made, 4) == [103]
+    assert act(made, 5) == [500, 501, 502, 503]
+
+
+def test_a_refined_policy_falls_back_to_its_base_and_stays_there_until_reset():
+    made = engine(Refined(), score=novelty())
+    assert act(made, 9) == [900.75, 901.5, 902.5, 903.5]
+    assert (made.novelty, made.fallen_back) == (0.0, False)
+    assert act(made, 11) == [901.75, 902.5, 903.5]  # at the threshold, not beyond it
+    # Beyond: the refined plan is dropped and the base decides at once, without a correction.
+    assert act(made, 12) == [1200, 1201, 1202, 1203]
+    assert (made.novelty, made.fallen_back) == (1.5, True)
+    assert act(made, 9) == [1201, 1202, 1203]
+    made.reset(np.random.default_rng(0))
+    assert not made.fallen_back
+    assert act(made, 9)[0] == 900.75
+
+
+def test_without_a_score_or_a_base_nothing_falls_back():
+    unscored, plain = engine(Refined()), engine(Ramp(), score=novelty())
+    assert act(unscored, 99)[0] == 9900.75
+    assert (unscored.novelty, unscored.fallen_back) == (None, False)
+    assert act(plain, 13) == [1300, 1301, 1302, 1303]
+    assert (plain.novelty, plain.fallen_back) == (2.0, False)
+
+
+def test_the_warm_up_is_the_refined_policys_and_leaves_nothing_behind():
+    made = engine(Refined(), score=novelty())
+    made.warm_up()
+    assert (made.novelty, made.fallen_back, len(made.latencies_s)) == (None, False, 0)
+
+
+@pytest.mark.parametrize(
+    ("stamps_ms", "steps"),
+    [
+        ([0, 50, 100, 150], [1, 1, 1, 1]),
+        ([1000, 1048, 1103, 1149], [1, 1, 1, 1]),  # jitter below half a period
+        ([0, 50, 200, 250], [1, 1, 3, 1]),  # a decision of three steps: two frames were never looked at
+        ([0, 10, 20, 30, 40, 50, 60, 70, 80], [1, 0, 0, 1, 0, 0, 0, 0, 1]),  # a 100 Hz driver: steps begin at 25 and 75 ms
+        ([500, 450, 551], [1, 0, 1]),  # a clock that jumps back
+    ],
+)
+def test_steps_between_stamps(stamps_ms, steps):
+    clock = StepClock(0.05)
+    assert [clock.advance(ms * 1_000_000) for ms in stamps_ms] == steps
+    clock.reset()
+    assert clock.advance(7) == 1
+
+
+def test_in_lockstep_every_frame_is_the_next_step():
+    clock = StepClock(0.05, lockstep=True)
+    assert [clock.advance(s * 1_000_000_000) for s in (0, 3, 10)] == [1, 1, 1]
