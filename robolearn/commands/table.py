@@ -154,6 +154,8 @@ def table(file: Path, overrides: list[str], *, only: str | None, report: bool) -
             base_hash = _make_base(plan, console)
             write_table(plan)
             for run in chosen:
+                if progress(run, base_hash).kind in ("done", "diverged"):
+                    continue
                 failure = _make(run, base_hash, console) or failure
                 write_table(plan)
     console.print(f"table: {plan.out / TABLE_FILE}", soft_wrap=True, highlight=False)

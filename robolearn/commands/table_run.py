@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -229,12 +229,18 @@ def _described(folder: Path, run: Run) -> bool:
 
 
 def _require_same_settings(folder: Path, run: Run, recipe: Recipe | RefineRecipe) -> None:
-    there = _flat(load(type(recipe), file=folder / (REFINE_FILE if run.command == "refine" else RECIPE_FILE)))
-    wanted = _flat(recipe)
+    file = folder / (REFINE_FILE if run.command == "refine" else RECIPE_FILE)
+    there, wanted = _flat(_settings(run.command, file, file.stat().st_mtime_ns)), _flat(recipe)
     names = [name for name in sorted(there.keys() | wanted.keys()) if name not in _FREE and there.get(name) != wanted.get(name)]
     if names:
         differ = "; ".join(f"{name} is {there.get(name)} there, {wanted.get(name)} here" for name in names)
         raise RefusedError(f"{folder} was made with other settings: {differ}. Move it away, or change the recipe back.")
+
+
+@cache
+def _settings(command: Command, file: Path, modified_ns: int) -> Recipe | RefineRecipe:
+    """Return what a run folder's description says; a table looks at the same ones again and again."""
+    return load(RefineRecipe, file=file) if command == "refine" else load(Recipe, file=file)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, object]:

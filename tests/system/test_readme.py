@@ -61,6 +61,8 @@ def test_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
             run(*arguments, *TINY, "data.path=data/can")
         elif arguments[0] == "refine":
             run(*arguments, *REFINED)
+        elif arguments[0] == "table":
+            run(*arguments, "--report")  # tests/system/test_table.py makes a whole one
         elif arguments[0] == "compare":
             run("evaluate", "hold", *TINY, *recipe, "--out", "runs/other", "--videos", "0")
             run(*arguments)

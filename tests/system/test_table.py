@@ -147,14 +147,18 @@ def test_cells_are_measured_on_the_base_s_initial_states(finished):
     assert shown["wide"][3] == "1 seed"
 
 
-def test_nothing_is_made_twice_and_another_process_s_run_is_left_to_it(finished, monkeypatch, capsys):
+def test_nothing_is_made_twice(finished, monkeypatch):
     for name in ("refine_recipe", "train_recipe", "evaluate", "collect_demonstrations"):
         monkeypatch.delattr(f"robolearn.commands.table_run.{name}")
-    assert table(finished, "--only", "residual:1") == 0
-    with claimed(finished / "table/.wide-seed1.lock") as free:
+    assert table(finished) == 0
+
+
+def test_a_run_that_another_process_makes_is_left_to_it(stopped, capsys):
+    with claimed(stopped / "table/.residual-seed1.lock") as free:
         assert free
-        assert table(finished) == 0
-    assert "wide-seed1: another process is at it" in capsys.readouterr().out
+        assert table(stopped, "--only", "residual:1") == 0
+    assert "residual-seed1: another process is at it" in capsys.readouterr().out
+    assert states(stopped)["residual-seed1"] == "not run"
 
 
 @pytest.mark.parametrize(
