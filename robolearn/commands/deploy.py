@@ -17,9 +17,8 @@ from robolearn.commands.collect import collect_demonstrations
 from robolearn.commands.evaluate import evaluate_policy
 from robolearn.commands.policy_reference import run_folder
 from robolearn.commands.recipe import DataRecipe, Recipe, load_recipe
-from robolearn.commands.refine import load_refine_recipe
 from robolearn.commands.simulation import make_recipe_env
-from robolearn.commands.train import RECIPE_FILE, train_recipe
+from robolearn.commands.train import RECIPE_FILE, read_provenance, train_recipe
 from robolearn.core.config import load
 from robolearn.core.errors import RefusedError
 from robolearn.core.run import create_run_dir, read_json, write_json
@@ -39,7 +38,6 @@ from robolearn.train.checkpoint import find_checkpoint
 
 WORKSPACE = Path(__file__).resolve().parents[2] / "ros_ws" / "src"
 BRINGUP = "robolearn_bringup"
-REFINE_FILE = "refine.yaml"
 
 
 @dataclass(frozen=True)
@@ -123,10 +121,10 @@ def training_data(run: Path) -> DataRecipe:
     Raises:
         RefusedError: no run folder is known, so that its demonstrations are not either.
     """
-    if (run / REFINE_FILE).is_file():
-        base = Path(load_refine_recipe(run / REFINE_FILE, []).base)
-        return training_data(run_folder(base) or base)
-    return load_recipe(run / RECIPE_FILE, []).data
+    base = read_provenance(run).get("base")
+    if base is None:
+        return load_recipe(run / RECIPE_FILE, []).data
+    return training_data(run_folder(Path(str(base))) or Path(str(base)))
 
 
 def fit_novelty(checkpoint: Path, data: DataRecipe) -> ObservationNovelty:

@@ -28,7 +28,7 @@ FINGERS = ("panda_finger_joint1", "panda_finger_joint2")
 
 
 def untrained_bundle(folder: Path, *, task: str = "lift", exec_horizon: int = 8, refined: bool = False) -> Bundle:
-    """Return a new bundle; ``refined`` steers a diffusion policy, and scores novelty against the task's initial states."""
+    """Return a new bundle; ``refined`` corrects the policy, and scores novelty against the task's initial states."""
     torch.manual_seed(0)
     env = make_env(task, EnvOptions(1))
     spaces = select_observation(env.spec.spaces, [STATE, ENVIRONMENT_STATE])
@@ -38,11 +38,9 @@ def untrained_bundle(folder: Path, *, task: str = "lift", exec_horizon: int = 8,
     rows = {key: rng.uniform(-1, 1, (100, size)) for key, size in flat_streams(spaces).items()}
     normalizer = Normalizer(flat_streams(spaces)).fit({key: Statistics.of(value) for key, value in rows.items()})
     net = DenoiserConfig(kind="mlp", mlp=MlpConfig(width=32, blocks=1, level_width=8))
+    policy = make_policy("chunk_bc", config_class("chunk_bc")(net=net), spaces, normalizer)
     if refined:
-        policy = make_policy("diffusion", config_class("diffusion")(denoiser=net, sampler_steps=2), spaces, normalizer)
-        policy = method("dsrl").refined_policy(policy, method_config("dsrl")())
-    else:
-        policy = make_policy("chunk_bc", config_class("chunk_bc")(net=net), spaces, normalizer)
+        policy = method("residual").refined_policy(policy, method_config("residual")())
     save_policy(folder / "checkpoint", policy, averaged=policy.state_dict())
     contract = contract_from_names(spaces, arm_joints=load_robot("panda").joints, finger_joints=FINGERS)
     novelty = ObservationNovelty.fit(starts, spaces) if refined else None

@@ -21,8 +21,11 @@ from harness import (
     require_rest_then_silence,
     wait_until,
 )
+from std_msgs.msg import Bool
 
+from robolearn.deploy.launch_file import NodeProcess
 from robolearn.deploy.launcher import Launched
+from robolearn_bridge.messages import SENSOR_QOS
 
 
 def test_a_gate_starts_latched_and_dry(arm: FakeArm) -> None:
@@ -151,6 +154,38 @@ MISFITS = {
     "clock": ({"use_sim_time": True}, "use_sim_time"),
     "rate": ({"rate_hz": 5000.0}, "rate_hz=5000.0 must lie in [100.0, 1000.0]"),
 }
+
+
+def test_an_e_stop_of_another_qos_is_none(client: Client, arm: FakeArm, launched: Launched) -> None:
+    """A best-effort publisher does not reach the gate's reliable subscription: that must not look like an e-stop at rest."""
+    arm.heartbeat_on = False
+    best_effort = client.node.create_publisher(Bool, "e_stop", SENSOR_QOS)
+    end = client.every(0.05, lambda: best_effort.publish(Bool(data=False)))
+    assert client.transition("gate_node", CONFIGURE, ACTIVATE)
+    wait_until(lambda: "e_stop" in launched.tail("gate_node") and "RELIABILITY" in launched.tail("gate_node"), what="the warning")
+    refused, why = client.trigger("gate_node/reset")
+    end()
+    client.node.destroy_publisher(best_effort)
+    assert not refused
+    assert "the e-stop's publisher was silent" in why
+
+
+def test_malformed_parameters_end_a_node_with_code_2(tmp_path: Path, domain: str) -> None:
+    bad = {
+        "syntax": ("a: [1\n  b: }", "Couldn't parse params file"),
+        "type": ("/**:\n  ros__parameters:\n    policy_timeout_s: soon\n", "Parameter policy_timeout_s of type: "),
+        "name": ("/**:\n  ros__parameters:\n    estop_timeuot_s: 0.2\n", "Did you mean 'estop_timeout_s'?"),
+    }
+    processes = []
+    for name, (text, _) in bad.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+        processes.append(NodeProcess("robolearn_bridge", "gate_node", name, "/robot", (tmp_path / f"{name}.yaml",)))
+    with nodes(tmp_path, *processes, domain=domain) as running:
+        for name, (_, message) in bad.items():
+            wait_until(lambda n=name: running.exit_code(n) is not None, what=f"the end of {name}")
+            assert running.exit_code(name) == 2
+            assert message in running.tail(name)
+            assert "Traceback" not in running.tail(name)
 
 
 def test_what_does_not_fit_is_refused_by_name(client: Client, tmp_path: Path, domain: str) -> None:

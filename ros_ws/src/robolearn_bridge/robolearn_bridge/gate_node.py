@@ -53,8 +53,6 @@ class GateNode(SafeLifecycleNode):
 
     def configure(self) -> None:
         """Make the gate, its topics and its services."""
-        if read(self, "use_sim_time"):
-            raise RefusedError("use_sim_time=true: the gate runs on the steady clock, and a stopped /clock must not stop it.")
         self._lockstep = read_choice(self, "sync", ("lockstep", "realtime")) == "lockstep"
         self._spec, self._gate, outputs = make_gate(self)
         self._period_s = 1 / self._gate.limits.control_rate_hz

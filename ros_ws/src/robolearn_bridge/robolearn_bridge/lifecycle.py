@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.signals import SignalHandlerOptions
 
 from robolearn.core.errors import RefusedError
+from robolearn_bridge.parameters import read, require_declared
 
 type Transition = Callable[[], None]
 
@@ -63,7 +65,7 @@ class SafeLifecycleNode(LifecycleNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """See :class:`rclpy.lifecycle.LifecycleNode`."""
-        return self._transition("configure", self.configure)
+        return self._transition("configure", self._configure)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """See :class:`rclpy.lifecycle.LifecycleNode`."""
@@ -107,6 +109,11 @@ class SafeLifecycleNode(LifecycleNode):
 
         return call
 
+    def _configure(self) -> None:
+        if read(self, "use_sim_time"):
+            raise RefusedError("use_sim_time=true: nodes run on the steady clock, and a stopped /clock must not stop them.")
+        self.configure()
+
     def _transition(self, name: str, action: Transition) -> TransitionCallbackReturn:
         try:
             action()
@@ -125,7 +132,11 @@ def run(make_node: Callable[[], SafeLifecycleNode]) -> int:
     The executor spins in its own thread and the main thread waits for the signal: so the signal is seen at once, and the context
     is still whole when :meth:`SafeLifecycleNode.stop` sends the safe command (rclpy's own handlers would have shut it down).
     """
-    with _Process(make_node) as process:
+    try:
+        made = _Process(make_node)
+    except (RefusedError, RCLError) as error:
+        return _refused(error)
+    with made as process:
         process.stopping.wait()
         process.node.stop()
     return process.exit_code
@@ -133,11 +144,22 @@ def run(make_node: Callable[[], SafeLifecycleNode]) -> int:
 
 def run_plain(make_node: Callable[[], Any]) -> int:
     """Run a node that has a job (``work()``) and ends with it; return the exit code, 2 if something was refused."""
-    with _Process(make_node) as process:
+    try:
+        made = _Process(make_node)
+    except (RefusedError, RCLError) as error:
+        return _refused(error)
+    with made as process:
         worker = threading.Thread(target=process.do, args=(process.node.work,), name="work", daemon=True)
         worker.start()
         process.stopping.wait()
     return process.exit_code
+
+
+def _refused(error: Exception) -> int:
+    """Say why a node was not made (a parameter file that is no YAML, a value of another type) and return the exit code."""
+    sys.stderr.write(f"robolearn: {error}\n")
+    try_shutdown()
+    return 2
 
 
 class _Process:
@@ -150,6 +172,7 @@ class _Process:
             signal.signal(number, lambda *_: self.stopping.set())
         init(signal_handler_options=SignalHandlerOptions.NO)
         self.node = make_node()
+        require_declared(self.node)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self._spinner = threading.Thread(target=self.do, args=(self._executor.spin,), name="executor")

@@ -1,0 +1,122 @@
+"""Success against the time that a decision takes, with and without alignment by stamps, on a simulated task.
+
+    robolearn bench delay <run or checkpoint folder> [episodes] [largest delay in steps]
+
+The pipeline is the deployed one (engine, step clock, command gate) on a simulated clock: a decision that takes d control steps
+looks at one frame and reaches the gate d steps later; the frames in between are only looked at. ``aligned`` is what
+``policy_node`` and ``gate_node`` do: a chunk is entered at the age of its observation, and the plan moves on by the steps that
+went by. ``not aligned`` begins every chunk with its first row when it arrives and lets the plan move by one row a decision.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from robolearn.commands.policy_reference import run_folder
+from robolearn.commands.recipe import load_recipe
+from robolearn.commands.simulation import make_recipe_env
+from robolearn.commands.train import RECIPE_FILE
+from robolearn.core.protocols import Env, Policy
+from robolearn.core.seeding import VALIDATION_SEED_BLOCK, generator
+from robolearn.core.types import Array
+from robolearn.deploy.chunk import Chunk, StepClock
+from robolearn.deploy.engine import Engine
+from robolearn.deploy.executor import ExecutorConfig
+from robolearn.deploy.gate import CommandGate
+from robolearn.deploy.gate_config import GateConfig
+from robolearn.evaluate.statistics import clopper_pearson
+from robolearn.policies.loading import load_policy
+from robolearn.train.checkpoint import find_checkpoint
+
+LONG_S = 1e6
+
+
+@dataclass
+class Deployment:
+    """A policy process and a gate beside one simulated robot, on a clock that counts its control steps."""
+
+    env: Env
+    policy: Policy
+    executor: ExecutorConfig
+    delay: int
+    """Control steps that a decision takes."""
+    aligned: bool
+
+    def __post_init__(self) -> None:
+        spaces = self.env.spec.spaces
+        self._period_s = 1 / spaces.control_rate_hz
+        self._names = spaces.action.names
+        self._rest = np.where([name.endswith("gripper") for name in self._names], -1.0, 0.0)
+        self._keys = list(self.policy.spaces.observation)
+
+    def solved(self, seed: int) -> bool:
+        """Run one episode."""
+        engine = Engine(self.policy, self.executor, clock=lambda: 0.0)
+        engine.reset(generator(0, "episode", seed))
+        steps = StepClock(self._period_s)
+        timeouts = dict.fromkeys(("policy_timeout_s", "chunk_timeout_s", "max_command_age_s", "resume_window_s"), LONG_S)
+        gate = CommandGate.for_spaces(
+            self.env.spec.spaces, GateConfig(estop_timeout_s=None, stream_timeouts_s={}, max_tick_gap_s=LONG_S, **timeouts)
+        )
+        gate.arm()
+        gate.tick(-2 * self._period_s)
+        gate.reset(now_s=-2 * self._period_s)
+        observation = self.env.reset([seed])
+        busy_until, on_its_way, waiting = 0, [], []
+        for now in range(self.env.spec.max_episode_steps):
+            waiting.append((now, {key: observation[key][0] for key in self._keys}))
+            if now >= busy_until:
+                rows, decided = self._decide(engine, steps, waiting)
+                waiting, took = [], self.delay if decided else 0
+                busy_until = now + max(took, 1)
+                on_its_way.append((now + took, now, rows))
+            for arrival, stamp, rows in [item for item in on_its_way if item[0] == now]:
+                at = stamp if self.aligned else arrival
+                gate.on_chunk(Chunk(self._names, rows, at * self._period_s, self._period_s), now_s=now * self._period_s)
+            command = gate.tick(now * self._period_s)
+            action = command.position if command.state == "running" else self._rest
+            step = self.env.step(np.asarray(action, np.float32)[None])
+            observation = step.observation
+            if step.ended[0]:
+                return bool(step.success[0])
+        return False
+
+    def _decide(self, engine: Engine, steps: StepClock, frames: list[tuple[int, dict[str, Array]]]) -> tuple[Array, bool]:
+        """Return the chunk of the newest frame and whether the policy was asked for it."""
+        known = len(engine.latencies_s)
+        for stamp, frame in frames[:-1] if self.aligned else []:
+            if steps.advance(round(stamp * self._period_s * 1e9)):
+                engine.skip(frame)
+        steps.advance(round(frames[-1][0] * self._period_s * 1e9))
+        rows = engine.act(frames[-1][1])
+        return rows, len(engine.latencies_s) > known
+
+
+def main(reference: str, episodes: str = "50", largest: str = "6") -> None:
+    """Print one row per delay."""
+    checkpoint = find_checkpoint(Path(reference))
+    recipe = load_recipe((run_folder(Path(reference)) or checkpoint) / RECIPE_FILE, ["env.num_envs=1"])
+    env = make_recipe_env(recipe)
+    policy = load_policy(checkpoint, spaces=env.spec.spaces)
+    executor = ExecutorConfig(min(recipe.evaluate.exec_horizon, policy.pred_horizon))
+    period_ms = 1e3 / env.spec.spaces.control_rate_hz
+    print(f"{reference}: {env.spec.task}, {executor.exec_horizon} of {policy.pred_horizon} rows, {episodes} episodes")
+    for delay in range(int(largest) + 1):
+        cells = []
+        for aligned in (True, False):
+            deployment = Deployment(env, policy, executor, delay, aligned)
+            solved = sum(deployment.solved(VALIDATION_SEED_BLOCK + i) for i in range(int(episodes)))
+            low, high = clopper_pearson(solved, int(episodes))
+            cells.append(f"{'aligned' if aligned else 'not aligned'} {solved}/{episodes} [{low:.2f}, {high:.2f}]")
+        print(f"{delay * period_ms:4.0f} ms  " + "   ".join(cells), flush=True)
+    env.close()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])

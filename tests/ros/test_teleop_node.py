@@ -1,0 +1,115 @@
+"""Teleoperation: nothing is asked for unless the deadman is held, and taking hold of a leader arm makes nothing jump."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from geometry_msgs.msg import TwistStamped
+from harness import ACTIVATE, CONFIGURE, PATIENCE_S, Client, node, nodes, wait_until
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool
+from trajectory_msgs.msg import JointTrajectory
+
+from robolearn_bridge.messages import COMMAND_QOS, SENSOR_QOS, joint_state
+
+RATES = ["dx", "dy", "dz", "drx", "dry", "drz", "gripper"]
+
+
+class Operator:
+    """Holds or lets go of the deadman, and hears what the node asks for."""
+
+    def __init__(self, client: Client) -> None:
+        self.held = False
+        self.rows: list[np.ndarray] = []
+        node = client.node
+        self._deadman = node.create_publisher(Bool, "teleop/deadman", SENSOR_QOS)
+        self._heard = node.create_subscription(JointTrajectory, "teleop/chunk", self._on_chunk, COMMAND_QOS)
+        self._client, self._end = client, client.every(0.02, lambda: self._deadman.publish(Bool(data=self.held)))
+
+    def _on_chunk(self, message: JointTrajectory) -> None:
+        assert message.header.frame_id == '{"source": "teleop"}'
+        self.rows.append(np.array(message.points[0].positions))
+
+    def wait_for(self, row: list[float] | np.ndarray) -> None:
+        wait_until(lambda: bool(self.rows) and np.allclose(self.rows[-1], row, atol=1e-9), what=f"{row}; came {self.rows[-1:]}")
+
+    def let_go(self) -> None:
+        """Release, and wait until nothing comes any more."""
+        self.held = False
+        self.wait_for_silence()
+
+    def wait_for_silence(self) -> None:
+        count = -1
+        while count != len(self.rows):
+            count = len(self.rows)
+            time.sleep(0.5)
+
+    def close(self) -> None:
+        self._end()
+        self._client.node.destroy_publisher(self._deadman)
+        self._client.node.destroy_subscription(self._heard)
+
+
+@pytest.fixture
+def operator(client: Client) -> Iterator[Operator]:
+    made = Operator(client)
+    yield made
+    made.close()
+
+
+def test_twists_are_passed_on_only_while_the_deadman_is_held(
+    client: Client, operator: Operator, tmp_path: Path, domain: str
+) -> None:
+    twists = client.node.create_publisher(TwistStamped, "teleop/twist", SENSOR_QOS)
+    message = TwistStamped()
+    message.twist.linear.x, message.twist.angular.z = 0.5, -0.25
+    end = client.every(0.02, lambda: twists.publish(message))
+    scales = [1.0, 1.0, 1.0, 1.0, 1.0, 2.0]
+    teleop = node("teleop_node", device="twist", names=RATES, scales=scales, timeout_s=PATIENCE_S)
+    with nodes(tmp_path, teleop, domain=domain):
+        assert client.transition("teleop_node", CONFIGURE, ACTIVATE)
+        time.sleep(0.5)
+        assert operator.rows == []  # twists come, but nobody holds the deadman
+        operator.held = True
+        operator.wait_for([0.5, 0, 0, 0, 0, -0.5, -1])
+        operator.let_go()
+        operator.held = True
+        operator.wait_for([0.5, 0, 0, 0, 0, -0.5, -1])
+        end()  # the device falls silent with the deadman held
+        operator.wait_for_silence()
+
+
+def test_a_leader_moves_the_robot_by_what_it_moves_itself_while_held(
+    client: Client, operator: Operator, tmp_path: Path, domain: str
+) -> None:
+    names = ["a", "b"]
+    robot, leader = np.array([0.2, -0.3]), np.array([1.0, 1.0])
+    state = {"leader": leader}
+    robots = client.node.create_publisher(JointState, "joint_states", SENSOR_QOS)
+    leaders = client.node.create_publisher(JointState, "leader/joint_states", SENSOR_QOS)
+
+    def publish() -> None:
+        robots.publish(joint_state(names, robot, time.time_ns()))
+        leaders.publish(joint_state(names, state["leader"], time.time_ns()))
+
+    end = client.every(0.02, publish)
+    teleop = node("teleop_node", device="leader", names=names, scale=0.5, timeout_s=PATIENCE_S)
+    with nodes(tmp_path, teleop, domain=domain):
+        assert client.transition("teleop_node", CONFIGURE, ACTIVATE)
+        time.sleep(0.5)
+        operator.held = True
+        operator.wait_for(robot)  # where the robot is, wherever the leader is
+        state["leader"] = leader + np.array([0.1, 0.0])
+        operator.wait_for(robot + np.array([0.05, 0.0]))
+        operator.let_go()
+        state["leader"] = leader + np.array([3.0, -2.0])  # the clutch: the leader is put elsewhere
+        time.sleep(1.0)
+        before = len(operator.rows)
+        operator.held = True
+        wait_until(lambda: len(operator.rows) > before, what="a chunk")
+        np.testing.assert_allclose(operator.rows[before], robot, atol=1e-9)
+    end()
