@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from robolearn.core.errors import RefusedError
+from robolearn.nets.encoders import ObservationEncoder
+from robolearn.nets.features import ConditionFeatures, chosen_elements
 
 
 @dataclass(frozen=True)
@@ -26,22 +28,37 @@ class CriticConfig:
     """After the layer norm of every hidden layer."""
     layer_norm: bool = True
     """Normalise before the activation; bounds the values of actions that were never tried (Ball et al. 2023, section 4.2)."""
+    reads: tuple[str, ...] = ()
+    """Patterns such as ``*_to_eef_*`` of the observation elements that are read; none means all. What does not matter tells one
+    episode from another, and few episodes are soon known by heart."""
+    octaves: int = 4
+    """Octaves of every element that are read beside it: millimetres decide a grasp, and the input spans the workspace."""
     subset: int = 2
     """Members drawn for a pessimistic target: the minimum over them (Chen et al. 2021, REDQ, algorithm 1)."""
 
     def __post_init__(self) -> None:
-        if min(self.members, self.width, self.layers, self.subset) < 1 or self.subset > self.members:
-            raise RefusedError(f"Critics: members, width, layers and subset must be >= 1, subset <= members; got {self}.")
+        sizes = self.members, self.width, self.layers, self.subset
+        if min(sizes) < 1 or self.subset > self.members or not 0 <= self.octaves <= 16:
+            raise RefusedError(
+                f"Critics: members, width, layers and subset must be >= 1, subset <= members, octaves in [0, 16]; got {self}."
+            )
 
 
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "silu": nn.functional.silu}
 
 
 class CriticEnsemble(nn.Module):
-    """Maps inputs (b, d), the same for all members, to values (e, b)."""
+    """Maps inputs (b, d), the same for all members, to values (e, b).
 
-    def __init__(self, dim_in: int, config: CriticConfig) -> None:
+    Args:
+        dim_in: features of the inputs together, the first of them as ``features`` returns it.
+        config: sizes.
+        features: what becomes of the first input; None leaves it.
+    """
+
+    def __init__(self, dim_in: int, config: CriticConfig, features: nn.Module | None = None) -> None:
         super().__init__()
+        self.features = features or nn.Identity()
         sizes = [dim_in, *[config.width] * config.layers, 1]
         members = config.members
         self.weights = nn.ParameterList(_uniform(members, a, b) for a, b in pairwise(sizes))
@@ -53,7 +70,7 @@ class CriticEnsemble(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return (e, b) values of the concatenated ``inputs`` (b, ...)."""
-        x = torch.cat(inputs, dim=-1).expand(self.config.members, -1, -1)
+        x = torch.cat((self.features(inputs[0]), *inputs[1:]), dim=-1).expand(self.config.members, -1, -1)
         activation = ACTIVATIONS[self.config.activation]
         last = len(self.weights) - 1
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -65,6 +82,16 @@ class CriticEnsemble(nn.Module):
                 x = torch.addcmul(self.norm_shifts[index], self.norm_scales[index], x)
             x = activation(x)
         return x.squeeze(-1)
+
+
+def make_critics(encoder: ObservationEncoder, valued_dim: int, config: CriticConfig) -> CriticEnsemble:
+    """Return critics of the conditions of ``encoder`` and of ``valued_dim`` elements of what is valued.
+
+    Raises:
+        RefusedError: a pattern of ``config.reads`` matches no observation element.
+    """
+    features = ConditionFeatures(chosen_elements(encoder.element_names(), config.reads), config.octaves)
+    return CriticEnsemble(features.dim + valued_dim, config, features)
 
 
 def subset_minimum(values: Tensor, subset: int, rng: torch.Generator) -> Tensor:

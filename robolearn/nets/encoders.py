@@ -51,6 +51,14 @@ class ObservationEncoder(nn.Module):
             parts.append(encoder(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]).flatten(1))
         return torch.cat(parts, dim=-1)
 
+    def element_names(self) -> list[str]:
+        """Return a name for each element of the condition: the stream's own, ``<key>.<number>`` where it gives none."""
+        flat = [(key, feature) for key, feature in self.features.items() if not is_image(key)]
+        steps = range(self.obs_horizon)
+        names = [n for key, f in flat for _ in steps for n in f.names or [f"{key}.{i}" for i in range(f.shape[0])]]
+        per_camera = (self.condition_dim - len(names)) // max(1, len(self.cameras))
+        return names + [f"{key}.{i}" for key in self.cameras for i in range(per_camera)]
+
     def read(self, observation: Observation, device: torch.device) -> dict[str, Tensor]:
         """Check a raw observation (:func:`check_observation`); return tensors of the encoded keys on ``device``."""
         check_observation(observation, self.features, self.obs_horizon)

@@ -16,7 +16,7 @@ from robolearn.core.protocols import RandomSource
 from robolearn.core.seeding import standard_normal
 from robolearn.core.types import ActionChunk, Observation, Spaces
 from robolearn.data.normalizer import Normalizer
-from robolearn.nets.critics import CriticConfig, CriticEnsemble
+from robolearn.nets.critics import CriticConfig, make_critics
 from robolearn.policies import config_class
 from robolearn.policies.refined import RefinedPolicy, require_latent
 
@@ -58,7 +58,7 @@ class Policy(RefinedPolicy):
             raise RefusedError(
                 f"valued_steps={config.valued_steps} must not exceed {self.pred_horizon}, the base's pred_horizon."
             )
-        self.critics = CriticEnsemble(self.encoder.condition_dim + config.valued_steps * spaces.action_dim, config.critic)
+        self.critics = make_critics(self.encoder, config.valued_steps * spaces.action_dim, config.critic)
         self.register_buffer("selecting", torch.tensor(False))
 
     def choose(self, condition: Tensor, noise: Tensor) -> Tensor:

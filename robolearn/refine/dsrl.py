@@ -7,9 +7,9 @@ of k control steps and returns over n. ``D(s, w)`` is the frozen decoder, ``d`` 
   mixed with the episode's outcome where that is known
 - noise critics (``gradient: distilled``, DSRL-NA): ``(V_i(s, w) - Q_i(s, D(s, w)))^2``, w from N(0, I) and from the actor
 - actor, ``form: absolute``: ``E[alpha log p(w | s) - min_i V_i(s, w)]``, w = bound tanh(u), u Gaussian (SAC)
-- actor, ``form: anchored``: ``-E[mean_i A_i - pessimism std_i A_i] / mean|V| + lambda mean(shift^2)`` with the advantage over
+- actor, ``form: anchored``: ``-E[mean_i A_i - pessimism std_i A_i] / mean|V| + lambda |shift|^2`` with the advantage over
   the base's own noise ``A_i = V_i(s, e + shift(s)) - V_i(s, e)``, e from N(0, I), and lambda raised while
-  ``mean(shift^2) > trust`` (dual ascent). It starts exactly at its base, leaves it only where the critics agree that it pays,
+  ``E |shift|^2 > trust`` (dual ascent). It starts exactly at its base, leaves it only where the critics agree that it pays,
   and only as far as the trust region allows.
 
 ``gradient: through_decoder`` puts ``Q_i(s, D(s, w))`` itself in place of V: for a small decoder that costs no more than a
@@ -34,7 +34,7 @@ from robolearn.core.seeding import standard_normal
 from robolearn.core.types import ActionChunk, Observation
 from robolearn.data.replay_buffer import LATENT, ReplayBatch
 from robolearn.nets.actors import ActorConfig
-from robolearn.nets.critics import CriticEnsemble, follow, subset_minimum
+from robolearn.nets.critics import follow, make_critics, subset_minimum
 from robolearn.policies import steered
 from robolearn.refine.base import (
     Behaviour,
@@ -68,14 +68,16 @@ class Config(LearnerConfig):
     actor: ActorConfig = field(default_factory=ActorConfig)
     """The network that chooses the noise."""
     actor_learning_rate: float = 1.0e-5
-    """Adam's, of the actor and of the weight that holds it back. The actor must not cross its bound before the first episodes
-    that it changed have ended: with width w and Adam's steps that takes about ``1 / (w actor_learning_rate)`` updates."""
+    """Adam's, of the actor. It must not cross its bound before the first episodes that it changed have ended: with width w and
+    Adam's steps that takes about ``1 / (w actor_learning_rate)`` updates."""
     actor_every: int = 2
     """Critic updates per actor update."""
     distill_every: int = 2
     """Critic updates per update of the noise critics."""
     trust: float = 0.5
-    """Anchored: mean squared shift per latent element that is free; the noise itself has 1."""
+    """Anchored: expected squared norm of the shift that is free (delta of LP-DS); the noise itself has one per element."""
+    weight_learning_rate: float = 1.0e-3
+    """Adam's, of the logarithm of the weight that holds the actor back (lambda or the temperature)."""
     pessimism: float = 0.5
     """Anchored: standard deviations between the critics that are taken off the advantage; critics that disagree move nothing."""
     temperature: float = 0.15
@@ -155,16 +157,16 @@ class Refiner:
         self.window_steps, self.discount, self.plan_steps = config.window_steps, config.discount, config.chunk_steps
         latent_size = math.prod(policy.latent_shape)
         self.latent_size = latent_size if config.gradient == "latent" else 0
-        condition_dim, device = policy.encoder.condition_dim, policy.device
+        device = policy.device
         self._actor = copy.deepcopy(policy.actor).requires_grad_(True)
         policy.actor.requires_grad_(False)
         valued = self.latent_size or config.chunk_steps * policy.spaces.action_dim
-        self._critics = Critics(CriticEnsemble(condition_dim + valued, config.critic).to(device), config)
+        self._critics = Critics(make_critics(policy.encoder, valued, config.critic).to(device), config)
         self._log_weight = torch.nn.ParameterList([torch.tensor(math.log(config.temperature), device=device)])
         self._optimizers = {
             "actor": torch.optim.Adam(self._actor.parameters(), config.actor_learning_rate, fused=True),
             "critics": self._critics.optimizer,
-            "weight": torch.optim.Adam(self._log_weight.parameters(), config.actor_learning_rate, fused=True),
+            "weight": torch.optim.Adam(self._log_weight.parameters(), config.weight_learning_rate, fused=True),
         }
         self._modules: dict[str, torch.nn.Module] = {
             "actor": self._actor,
@@ -173,7 +175,7 @@ class Refiner:
             "weight": self._log_weight,
         }
         if config.gradient == "distilled":
-            noise_critics = CriticEnsemble(condition_dim + latent_size, config.critic).to(device)
+            noise_critics = make_critics(policy.encoder, latent_size, config.critic).to(device)
             self._modules["noise_critics"] = self._noise_critics = noise_critics
             self._optimizers["noise_critics"] = torch.optim.Adam(
                 noise_critics.parameters(), config.critic_learning_rate, fused=True
@@ -262,7 +264,7 @@ class Refiner:
             with torch.no_grad(), critic_autocast(config.bf16, condition.device):
                 # Without pessimism the base's own value, which does not depend on the actor, adds nothing to the gradient.
                 usual = self._values(condition, noise) if config.pessimism else values
-            excess = chosen.square().mean()
+            excess = chosen.square().sum(dim=1).mean()
             gain = cautious_gain(values, usual.detach(), config.pessimism)
             loss = weight * excess - gain / usual.detach().abs().mean().clamp_min(1e-3)
             dual = -self._log_weight[0] * (excess.detach() - config.trust)

@@ -26,7 +26,7 @@ from robolearn.core.seeding import standard_normal
 from robolearn.core.types import Array, Observation
 from robolearn.data.replay_buffer import ReplayBatch
 from robolearn.nets.actors import ActorConfig
-from robolearn.nets.critics import CriticEnsemble, follow, subset_minimum
+from robolearn.nets.critics import follow, make_critics, subset_minimum
 from robolearn.policies import corrected
 from robolearn.refine.base import (
     Behaviour,
@@ -110,8 +110,8 @@ class Refiner:
         # The deployed residual is the slow copy: TD3's target actor, averaged over the last 1 / target_rate updates.
         policy.actor.requires_grad_(False)
         self._actor_optimizer = torch.optim.Adam(self._actor.parameters(), config.actor_learning_rate, fused=True)
-        dim_in = policy.encoder.condition_dim + policy.spaces.action_dim
-        self._critics = Critics(CriticEnsemble(dim_in, config.critic).to(policy.device), config)
+        critics = make_critics(policy.encoder, policy.spaces.action_dim, config.critic)
+        self._critics = Critics(critics.to(policy.device), config)
         self._updates = 0
 
     def behaviour(self) -> ResidualBehaviour:
