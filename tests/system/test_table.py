@@ -89,15 +89,18 @@ def stopped(tmp_path_factory):
     return folder
 
 
+def copied(source, folder):
+    """Copy a table with all its runs; their paths are absolute."""
+    shutil.copytree(source, folder, dirs_exist_ok=True, symlinks=True)
+    for file in (*folder.glob("*.yaml"), *folder.glob("*/**/re*.yaml")):
+        file.write_text(file.read_text().replace(str(source), str(folder)))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def finished(stopped, tmp_path_factory):
     """The same table in a copy of its folder, continued to its end."""
-    folder = tmp_path_factory.mktemp("finished")
-    shutil.copytree(stopped, folder, dirs_exist_ok=True, symlinks=True)
-    for file in folder.glob("*.yaml"):
-        file.write_text(file.read_text().replace(str(stopped), str(folder)))
-    for file in folder.glob("*/**/re*.yaml"):
-        file.write_text(file.read_text().replace(str(stopped), str(folder)))
+    folder = copied(stopped, tmp_path_factory.mktemp("finished"))
     assert table(folder) == 0
     return folder
 
@@ -192,7 +195,8 @@ def test_a_run_of_another_base_and_a_strange_folder_are_refused(finished, capsys
     file.write_text(before)
 
 
-def test_a_run_that_diverges_is_shown_so_and_not_run_again(stopped, monkeypatch):
+def test_a_run_that_diverges_is_shown_so_and_not_run_again(stopped, tmp_path, monkeypatch):
+    folder = copied(stopped, tmp_path)
     update = residual.Refiner.update
 
     def poisoned(self, *arguments):
@@ -200,12 +204,12 @@ def test_a_run_that_diverges_is_shown_so_and_not_run_again(stopped, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(residual.Refiner, "update", poisoned)
-        assert table(stopped, "--only", "wide") == 3
-    assert table(stopped, "--only", "wide:1") == 0
-    assert states(stopped) == {
+        assert table(folder, "--only", "wide") == 3
+    assert table(folder, "--only", "wide:1") == 0
+    assert states(folder) == {
         "residual-seed0": "at step 40 of 80",
         "residual-seed1": "not run",
         "wide-seed1": "diverged, at step 20 of 80",
         "imitated-seed0": "not run",
     }
-    assert rows(stopped)["wide"][0] == "1 diverged, at step 20 of 80; 0 left out"
+    assert rows(folder)["wide"][0] == "1 diverged, at step 20 of 80; 0 left out"
