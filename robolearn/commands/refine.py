@@ -16,6 +16,7 @@ from robolearn.core.config import load, to_yaml, variant
 from robolearn.core.errors import RefusedError
 from robolearn.core.run import create_run_dir, provenance, write_json
 from robolearn.core.seeding import VALIDATION_SEED_BLOCK, generator
+from robolearn.core.types import require_compatible
 from robolearn.data.replay_buffer import ReplayBuffer
 from robolearn.data.split import select_episodes
 from robolearn.data.store import EpisodeStore
@@ -27,8 +28,10 @@ from robolearn.refine.demonstrations import demonstration_replay
 from robolearn.train.checkpoint import find_checkpoint
 from robolearn.train.device import choose_device
 from robolearn.train.interrupts import Interrupted
-from robolearn.train.online import OnlineConfig, OnlineResult
+from robolearn.train.online import OnlineResult
 from robolearn.train.online import refine as run_online
+from robolearn.train.online_config import OnlineConfig
+from robolearn.train.refiner import ReplayRefiner
 
 
 @dataclass(frozen=True)
@@ -143,13 +146,22 @@ def _as_recipe(recipe: RefineRecipe) -> Recipe:
 
 
 def _demos(recipe: RefineRecipe, base: Any, refiner: Any) -> ReplayBuffer | None:
-    if not recipe.demos.path or recipe.online.demo_fraction == 0:
+    """Return the demonstrations in replay form; a method that learns from nothing else is given them as they are."""
+    if not recipe.demos.path:
+        return None
+    if not recipe.method.config.uses_demonstrations:
+        raise RefusedError(f"Method {recipe.method.name!r} uses no demonstrations; leave demos.path={recipe.demos.path!r} empty.")
+    if recipe.online.demo_fraction == 0:
         return None
     path = Path(recipe.demos.path)
     if not (path / "store.json").exists():
         raise RefusedError(f"No episode store at {path}; collect demonstrations first or set demos.path to nothing.")
     store = EpisodeStore.open(path, task=recipe.env.task, fidelity=recipe.env.fidelity)
     episodes = select_episodes(store, successes_only=recipe.demos.successes_only, limit=recipe.demos.episodes or None)
+    if not isinstance(refiner, ReplayRefiner):
+        require_compatible(base.spaces, store.header.spaces, what=f"demonstrations of {store.path}")
+        refiner.imitate(store, episodes)
+        return None
     horizon = recipe.evaluate.exec_horizon
     return demonstration_replay(
         base,

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from robolearn.core.errors import RefusedError
 
 LOG_STD_RANGE = (-10.0, 2.0)
+_INSIDE = 0.999
+"""The inverse of tanh is taken at most here: a value on the bound itself has no density."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,21 @@ class TanhGaussian(nn.Module):
         ``log p(w) = sum(log N(u; mean, std) - log(bound (1 - tanh(u)^2)))`` with ``w = bound tanh(u)``; the last term is
         computed as ``2 (log 2 - u - softplus(-2 u))``, which stays finite for large u.
         """
-        mean, log_std = self.net(features).float().chunk(2, dim=-1)
-        log_std = log_std.clamp(*LOG_STD_RANGE)
+        mean, log_std = self._gaussian(features)
         u = mean + log_std.exp() * noise
+        return self.bound * torch.tanh(u), self._log_density(noise, log_std, u)
+
+    def log_density(self, features: Tensor, value: Tensor) -> Tensor:
+        """Return ``log p(value)``, (b,), see :meth:`sample`; values (b, dim_out) count as at most ``0.999 bound``."""
+        mean, log_std = self._gaussian(features)
+        u = torch.atanh((value / self.bound).clamp(-_INSIDE, _INSIDE))
+        return self._log_density((u - mean) / log_std.exp(), log_std, u)
+
+    def _gaussian(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.net(features).float().chunk(2, dim=-1)
+        return mean, log_std.clamp(*LOG_STD_RANGE)
+
+    def _log_density(self, noise: Tensor, log_std: Tensor, u: Tensor) -> Tensor:
         log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2.0 * math.pi)
         log_slope = 2.0 * (math.log(2.0) - u - nn.functional.softplus(-2.0 * u)) + math.log(self.bound)
-        return self.bound * torch.tanh(u), (log_normal - log_slope).sum(dim=-1)
+        return (log_normal - log_slope).sum(dim=-1)

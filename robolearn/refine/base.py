@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ class LearnerConfig:
     not clip."""
     bf16: bool = False
     """Compute the networks in bfloat16."""
+    uses_demonstrations: ClassVar[bool] = True
+    """Whether demonstrations may be given; every method's ``Config`` says so."""
 
     def __post_init__(self) -> None:
         if self.window_steps < 1 or not 0 < self.discount < 1:

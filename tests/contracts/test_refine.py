@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ import torch
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.observation import flat_streams
-from robolearn.core.protocols import CorrectingPolicy, Policy
-from robolearn.core.types import ENVIRONMENT_STATE, STATE, FeatureSpec, Spaces
+from robolearn.core.protocols import CorrectingPolicy, LatentPolicy, Policy
+from robolearn.core.types import ENVIRONMENT_STATE, STATE, EnvSpec, FeatureSpec, Spaces, Step
 from robolearn.data.normalizer import Normalizer, Statistics
 from robolearn.data.replay_buffer import ReplayBuffer
 from robolearn.nets.denoisers import DenoiserConfig
@@ -19,7 +20,8 @@ from robolearn.policies import chunk_bc, diffusion
 from robolearn.policies.loading import load_policy, save_policy
 from robolearn.refine import config_class, method, method_names
 from robolearn.refine.base import weights_hash
-from robolearn.train.online import Phase
+from robolearn.train.lanes import Lanes
+from robolearn.train.refiner import ObservingRefiner, Phase, ReplayRefiner
 
 SPACES = Spaces(
     robot="panda",
@@ -30,6 +32,8 @@ SPACES = Spaces(
     control_rate_hz=20.0,
 )
 ROWS = 6
+BRIEF = {"rollout_steps": 24, "epochs": 4, "episodes": 6, "candidates": 4, "batch_size": 32, "updates_per_step": 0.1}
+"""Settings of methods that keep their own memory, so that they learn from little."""
 NET = DenoiserConfig(kind="mlp", mlp=MlpConfig(width=16, blocks=1, level_width=8))
 
 every_method = pytest.mark.parametrize("name", method_names())
@@ -52,9 +56,34 @@ def make_base(kind=diffusion, **settings):
     return kind.Policy(kind.Config(pred_horizon=6, **net, **settings), SPACES, normalizer).eval().requires_grad_(False)
 
 
+class TenStepEnv:
+    """Random observations whatever is done; every other episode succeeds at its tenth step, the others are cut there."""
+
+    def __init__(self, num_envs=ROWS):
+        self.num_envs, self.spec = num_envs, EnvSpec("ten_steps", "native", SPACES, 10)
+        self.t, self.episode = np.zeros(num_envs, int), np.arange(num_envs)
+        self.rng = np.random.default_rng(0)
+
+    def reset(self, seeds, mask=None):
+        mask = np.ones(self.num_envs, bool) if mask is None else mask
+        self.t[mask] = 0
+        self.episode[mask] += 1
+        return self.observe()
+
+    def step(self, action):
+        self.t += 1
+        over, good = self.t == 10, self.episode % 2 == 0
+        return Step(self.observe(), np.float32(over & good), over & good, over & ~good, over & good)
+
+    def observe(self):
+        return {k: self.rng.normal(0, 1, (self.num_envs, *f.shape)).astype(np.float32) for k, f in SPACES.observation.items()}
+
+
 def make(name):
     """A method's refiner on a small base, and that base."""
-    base, config = make_base(), config_class(name)()
+    base, chosen = make_base(), config_class(name)
+    own = {} if hasattr(method(name).Refiner, "update") else BRIEF
+    config = chosen(**{k: v for k, v in own.items() if k in {f.name for f in fields(chosen)}})
     torch.manual_seed(1)
     return method(name).Refiner(method(name).refined_policy(base, config), config), base
 
@@ -77,10 +106,25 @@ def replay(refiner, steps=60):
 
 
 def learn(refiner, updates=12, actor=True, seed=0):
+    if isinstance(refiner, ObservingRefiner):
+        return learn_by_observing(refiner, updates, actor, seed)
     rng = torch.Generator().manual_seed(seed)
     made = replay(refiner)
     for _ in range(updates):
         metrics = refiner.update(made.sample(32, steps=refiner.window_steps, rng=rng), rng, Phase(actor=actor))
+    return metrics
+
+
+def learn_by_observing(refiner, updates, actor, seed):
+    """Take five steps of all lanes per update; the first ten, whole episodes, are warm-up."""
+    behaviour = refiner.behaviour()
+    sizes = {"exec_horizon": 4, "plan_steps": refiner.plan_steps, "latent_size": refiner.latent_size}
+    lanes = Lanes(TenStepEnv(), behaviour, **sizes, timeouts_fail=False, seed=seed)
+    metrics, rng = {}, torch.Generator().manual_seed(seed)
+    for step in range(5 * updates):
+        moving = actor and step >= 10
+        lanes.decide(warmup=not moving)
+        metrics = refiner.observe(lanes.step(), rng, Phase(actor=moving)) or metrics
     return metrics
 
 
@@ -112,8 +156,9 @@ def test_critics_alone_leave_the_policy_as_it_is(name):
 def test_updates_move_the_policy_and_nothing_of_its_base(name):
     refiner, base = make(name)
     metrics = learn(refiner)
+    assert metrics
     assert all(bool(value.isfinite()) for value in metrics.values())
-    assert "loss" in metrics
+    assert "loss" in metrics or not isinstance(refiner, ReplayRefiner)
     assert weights_hash(refiner.policy().base) == weights_hash(base)
     assert np.abs(act(refiner.policy()) - act(base)).max() > 0
 
@@ -133,7 +178,7 @@ def test_what_is_learned_is_bounded_whatever_the_weights(name):
     refiner, base = make(name)
     policy = refiner.policy()
     learn(refiner, 2)
-    if not hasattr(policy, "actor"):  # it only chooses: every chunk is one that the base proposed
+    if hasattr(policy.config, "candidates"):  # it only chooses: every chunk is one that the base proposed
         rng, seen = np.random.default_rng(4), observation(rows=1)
         chunk = policy.predict(seen, rng).actions[0]
         rng = np.random.default_rng(4)
@@ -141,16 +186,22 @@ def test_what_is_learned_is_bounded_whatever_the_weights(name):
         noise += [*rng.standard_normal((policy.config.candidates - 1, 1, *base.latent_shape), dtype=np.float32)]
         assert any(np.allclose(base.decode(seen, n).actions[0], chunk, atol=1e-5) for n in noise)
         return
-    for parameter in policy.actor.parameters():
-        parameter.data.mul_(0).add_(100.0)
+    for key, parameter in policy.named_parameters():
+        if not key.startswith("base."):
+            parameter.data.mul_(0).add_(100.0)
     condition = policy.condition({k: torch.from_numpy(v) for k, v in observation().items()})
     if isinstance(policy, CorrectingPolicy):
         residual = policy.residual(condition, torch.zeros(ROWS, 3))
         assert residual.abs().max() == pytest.approx(policy.config.residual_scale)
         assert np.abs(act(policy) - act(policy.base)).max() <= policy.config.residual_scale + 1e-6
-    else:
+    elif isinstance(policy, LatentPolicy):
         noise = torch.zeros(ROWS, *policy.latent_shape)
         assert policy.latent(condition, noise).abs().max() == pytest.approx(policy.config.bound)
+    else:  # nothing ties it to its base, but its actions stay in the data's range or within the robot's bounds
+        for flag in (v for k, v in policy.named_buffers() if v.dtype == torch.bool and not k.startswith("base.")):
+            flag.fill_(True)
+        widest = np.abs(base.normalizer.invert("action", torch.tensor([[-1.0] * 3, [1.0] * 3])).numpy()).max(axis=0)
+        assert (np.abs(act(policy)) <= np.maximum(widest, SPACES.action_high) + 1e-5).all()
 
 
 @every_method
@@ -195,6 +246,20 @@ def test_a_base_without_latent_noise_cannot_be_steered_but_corrected():
     np.testing.assert_array_equal(act(corrected), act(base))
 
 
+@pytest.mark.parametrize("name", ["constant_latent", "dsrl", "best_of_n"])
+def test_methods_that_choose_the_noise_need_a_base_that_decodes_it(name):
+    with pytest.raises(RefusedError, match=r"Policy 'chunk_bc' cannot be steered.*no latent noise"):
+        method(name).refined_policy(make_base(chunk_bc), config_class(name)())
+
+
+def test_only_a_base_with_a_supervised_loss_is_trained_on():
+    steered, _ = make("dsrl")
+    with pytest.raises(RefusedError, match="Policy 'steered' cannot be trained on: it has no supervised loss"):
+        method("filtered_bc").refined_policy(steered.policy(), config_class("filtered_bc")())
+    made = method("filtered_bc").refined_policy(make_base(chunk_bc), config_class("filtered_bc")())
+    np.testing.assert_array_equal(act(made), act(make_base(chunk_bc)))
+
+
 def test_a_residual_stacks_on_a_steered_policy_and_not_the_other_way_round():
     steered, base = make("dsrl")
     learn(steered)
@@ -213,6 +278,10 @@ def test_a_residual_stacks_on_a_steered_policy_and_not_the_other_way_round():
         ("dsrl", {"soft_backup": True}, "value_range"),
         ("dsrl", {"chunk_steps": 9, "window_steps": 9}, "chunk_steps=9"),
         ("residual", {"discount": 1.0}, "discount"),
+        ("ppo_residual", {"residual_scale": 0.0}, "residual_scale=0.0"),
+        ("ppo_residual", {"clip": 0.0}, "clip"),
+        ("filtered_bc", {"updates_per_step": 0.0}, "updates_per_step"),
+        ("warm_start", {"chunk_steps": 9, "window_steps": 9}, "chunk_steps=9"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(name, settings, named):

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from robolearn.nets.denoisers import DenoiserConfig
 from robolearn.nets.mlp import MlpConfig
 from robolearn.policies import diffusion
 from robolearn.policies.loading import load_policy, save_policy
-from robolearn.refine import dsrl, residual
+from robolearn.refine import constant_latent, dsrl, filtered_bc, ppo_residual, residual, warm_start
 from robolearn.refine.base import weights_hash
 from robolearn.train.checkpoint import CheckpointFolder
 from robolearn.train.interrupts import Interrupted, NonFiniteError
@@ -28,6 +28,15 @@ from robolearn.train.metrics import TIME_PREFIX, read_metrics
 from robolearn.train.online import OnlineConfig, refine
 from sim_envs.task import EnvOptions, make_env
 
+METHODS = {
+    dsrl: {},
+    residual: {},
+    constant_latent: {"candidates": 2, "episodes": 4},
+    filtered_bc: {"batch_size": 8, "updates_per_step": 0.05},
+    ppo_residual: {"rollout_steps": 100, "epochs": 2, "critic": CriticConfig(members=1, width=16, layers=1, subset=1)},
+    warm_start: {"chunk_steps": 4},
+}
+"""What a method is tried with, besides SMALL."""
 SMALL = {"actor": ActorConfig(width=16, layers=1), "critic": CriticConfig(members=2, width=16, layers=1)}
 CONFIG = OnlineConfig(
     env_steps=600,
@@ -69,7 +78,8 @@ def base(tmp_path_factory):
 
 def run(base, run_dir, *, method=residual, config=CONFIG, envs=4, score=None, **options):
     policy = load_policy(base)
-    settings = method.Config(**SMALL)
+    given = SMALL | METHODS[method]
+    settings = method.Config(**{k: v for k, v in given.items() if k in {f.name for f in fields(method.Config)}})
     torch.manual_seed(0)
     refiner = method.Refiner(method.refined_policy(policy, settings), settings)
     env = make_env("native_lift", EnvOptions(envs))
@@ -87,15 +97,19 @@ def outcome(run_dir):
     return files, {s: {k: v for k, v in state.items() if k != "elapsed_s"} for s, state in states.items()}, rows
 
 
-@pytest.mark.parametrize("method", [residual, dsrl])
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__.rpartition(".")[2])
 def test_a_resumed_run_repeats_the_undisturbed_one_bit_for_bit(base, tmp_path, method):
-    whole = run(base, tmp_path / "whole", method=method)
+    # A search begins with its first episodes, so that candidates run while the checkpoint is made.
+    config = replace(CONFIG, warmup_steps=0, learning_starts=0) if method is constant_latent else CONFIG
+    whole = run(base, tmp_path / "whole", method=method, config=config)
     assert whole.env_steps == 600
     halted = tmp_path / "halted"
     (halted / "checkpoints").mkdir(parents=True)
     shutil.copytree(tmp_path / "whole/checkpoints/000000300", halted / "checkpoints/000000300")
     shutil.copy(tmp_path / "whole/metrics.jsonl", halted)
-    run(base, halted, method=method, resume=True)
+    run(base, halted, method=method, config=config, resume=True)
+    if method is constant_latent:
+        assert load_policy(whole.checkpoint).found
     for mine, theirs in zip(outcome(halted), outcome(tmp_path / "whole"), strict=True):
         assert mine == theirs
 
@@ -216,6 +230,7 @@ def test_the_command_refines_and_its_result_is_evaluated_like_any_policy(base, t
         (["method.name=residul"], "residual"),
         (["method.residual_scale=0"], "residual_scale"),
         (["demos.path=/nowhere"], "/nowhere"),
+        (["method.name=warm_start", "demos.path=/nowhere"], "'warm_start' uses no demonstrations"),
         (["online.utd_ratio=0"], "utd_ratio"),
     ],
 )
