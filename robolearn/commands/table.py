@@ -156,8 +156,10 @@ def table(file: Path, overrides: list[str], *, only: str | None, report: bool) -
             for run in chosen:
                 if progress(run, base_hash).kind in ("done", "diverged"):
                     continue
+                guard.raise_if_asked()  # what a signal raises inside a destructor is lost
                 failure = _make(run, base_hash, console) or failure
                 write_table(plan)
+            guard.raise_if_asked()
     console.print(f"table: {plan.out / TABLE_FILE}", soft_wrap=True, highlight=False)
     if failure is not None:
         raise failure
