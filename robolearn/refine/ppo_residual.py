@@ -33,7 +33,7 @@ from robolearn.core.seeding import standard_normal
 from robolearn.core.types import Array, Observation
 from robolearn.data.replay_buffer import CONDITION, PLAN
 from robolearn.nets.actors import ActorConfig
-from robolearn.nets.critics import CriticConfig, CriticEnsemble, follow
+from robolearn.nets.critics import CriticConfig, follow, make_critics
 from robolearn.policies import corrected
 from robolearn.refine.base import Behaviour, descend, module_tensors, restore_modules, wrap
 from robolearn.train.lanes import Outcome
@@ -51,7 +51,7 @@ class Config:
     """Bound of the residual, in normalised action units."""
     actor: ActorConfig = field(default_factory=lambda: ActorConfig(layers=2))
     """The network m."""
-    critic: CriticConfig = field(default_factory=lambda: CriticConfig(members=1, layers=2, subset=1))
+    critic: CriticConfig = field(default_factory=lambda: CriticConfig(members=1, layers=2, subset=1, octaves=0))
     """The value network, of one member."""
     log_std: float = -1.5
     """Logarithm of the Gaussian's standard deviation, the same everywhere and always."""
@@ -141,8 +141,7 @@ class Refiner:
         self._policy, self._config = policy, config
         self._actor = copy.deepcopy(policy.actor).requires_grad_(True)
         policy.actor.requires_grad_(False)
-        features = policy.encoder.condition_dim + policy.spaces.action_dim
-        self._critic = CriticEnsemble(features, config.critic).to(policy.device)
+        self._critic = make_critics(policy.encoder, policy.spaces.action_dim, config.critic).to(policy.device)
         self._modules: dict[str, torch.nn.Module] = {"actor": self._actor, "critic": self._critic}
         self._optimizers = {
             "actor": torch.optim.Adam(self._actor.parameters(), config.actor_learning_rate, fused=True),
@@ -178,7 +177,7 @@ class Refiner:
         """Learn from t + 1 steps (t + 1, lanes, ...); of the last one only the state is used."""
         config = self._config
         with torch.no_grad():
-            value = self._critic(steps["features"].flatten(0, 1)).float()[0].unflatten(0, steps["reward"].shape)
+            value = self._value(steps["features"].flatten(0, 1)).unflatten(0, steps["reward"].shape)
             mean = self._actor(steps["features"][:-1]).float()
         results = {name: steps[name][:-1] for name in ("reward", "terminated", "truncated")}
         advantage = advantages(**results, value=value, discount=config.discount, gae_lambda=config.gae_lambda)
@@ -198,9 +197,14 @@ class Refiner:
         follow(self._policy.actor, self._actor, 1.0)
         return metrics | {"epochs": torch.tensor(float(epochs)), "residual_rms": residual.square().mean().sqrt()}
 
+    def _value(self, features: Tensor) -> Tensor:
+        """Return V (b,) of conditions and base actions, concatenated (b, c + a)."""
+        condition_dim = self._policy.encoder.condition_dim
+        return self._critic(features[:, :condition_dim], features[:, condition_dim:]).float()[0]
+
     def _step(self, part: dict[str, Tensor]) -> dict[str, Tensor]:
         config = self._config
-        value_loss = (self._critic(part["features"]).float()[0] - part["target"]).square().mean()
+        value_loss = (self._value(part["features"]) - part["target"]).square().mean()
         descend(value_loss, self._critic, self._optimizers["critic"], config.max_gradient_norm)
         zero = torch.zeros_like(value_loss)
         if not self._acting:

@@ -33,7 +33,7 @@ from robolearn.core.seeding import standard_normal
 from robolearn.core.types import ActionChunk, Observation
 from robolearn.data.replay_buffer import ReplayBatch
 from robolearn.nets.actors import ActorConfig
-from robolearn.nets.critics import CriticConfig, CriticEnsemble, follow, subset_minimum
+from robolearn.nets.critics import CriticConfig, follow, make_critics, subset_minimum
 from robolearn.policies import replaced
 from robolearn.refine.base import (
     Behaviour,
@@ -113,8 +113,7 @@ class Refiner:
         self._actor: Any = copy.deepcopy(policy.actor).requires_grad_(True)
         # The deployed actor is the slow copy, as in the other methods.
         policy.actor.requires_grad_(False)
-        critics = CriticEnsemble(policy.encoder.condition_dim + self._chunk_dim, config.critic)
-        self._critics = Critics(critics.to(policy.device), config)
+        self._critics = Critics(make_critics(policy.encoder, self._chunk_dim, config.critic).to(policy.device), config)
         self._log_temperature = torch.nn.ParameterList([torch.tensor(math.log(config.temperature), device=policy.device)])
         self._modules: dict[str, torch.nn.Module] = {
             "actor": self._actor,

@@ -23,9 +23,9 @@ class OnlineConfig:
     learning_starts: int = 1_000
     """Control steps after which updates begin, at most ``warmup_steps``."""
     utd_ratio: float = 0.5
-    """Updates per control step."""
+    """Updates per control step, of methods that learn from replay."""
     batch_size: int = 256
-    """Transitions per update."""
+    """Transitions per update from replay."""
     demo_fraction: float = 0.5
     """Share of every batch that comes from the demonstrations; 0 uses none."""
     truncation: Literal["bootstrap", "failure"] = "bootstrap"

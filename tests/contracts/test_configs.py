@@ -56,7 +56,9 @@ def test_refinement_survives_a_round_trip_and_learns_a_few_steps(file: Path, tmp
     train_recipe(base)
     few = ["env.num_envs=2", "online.env_steps=40", "online.learning_starts=16", "online.warmup_steps=20"]
     few += ["online.utd_ratio=0.2", "online.batch_size=8", "validation_episodes=0"]
-    places = [f"base={tmp_path}/base", f"demos.path={tmp_path}/demos", f"run_dir={tmp_path}/run"]
+    places = [f"base={tmp_path}/base", f"run_dir={tmp_path}/run"]
+    if settings.demos.path:
+        places.append(f"demos.path={tmp_path}/demos")
     assert refine_recipe(load_refine_recipe(file, [*few, *places])).env_steps == 40
 
 
