@@ -146,7 +146,7 @@ def _as_recipe(recipe: RefineRecipe) -> Recipe:
 
 
 def _demos(recipe: RefineRecipe, base: Any, refiner: Any) -> ReplayBuffer | None:
-    """Return the demonstrations in replay form; a method that learns from nothing else is given them as they are."""
+    """Return the demonstrations in replay form; a method that keeps its own memory is given them as they are."""
     if not recipe.demos.path:
         return None
     if not recipe.method.config.uses_demonstrations:

@@ -191,7 +191,7 @@ class _Loop:
         stepped_s = time.monotonic()
         if self._replay is not None:
             self._replay.add(**outcome.replay())
-        if isinstance(self._refiner, ObservingRefiner):
+        elif isinstance(self._refiner, ObservingRefiner):
             self._observe(self._refiner, outcome, phase)
         for success in outcome.finished:
             self._recent.append(success)

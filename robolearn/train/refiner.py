@@ -24,7 +24,7 @@ class Phase:
 
 
 class Refiner(Protocol):
-    """One refinement method. It is a :class:`ReplayRefiner` or an :class:`ObservingRefiner` besides."""
+    """One refinement method. It is either a :class:`ReplayRefiner` or an :class:`ObservingRefiner` besides."""
 
     plan_steps: int
     """Steps of the plan that each outcome records."""
