@@ -118,7 +118,7 @@ def quickstart(
     *,
     out: Annotated[Path, typer.Option(help="Folder for the demos, the run and the report.")] = Path("runs/quickstart"),
 ) -> None:
-    """Collect demonstrations, train a diffusion policy, evaluate it before and after, and open a report: about 10 minutes."""
+    """Collect demonstrations, train a diffusion policy, evaluate it before and after, refine a weak one, and report."""
     from robolearn.commands.quickstart import quickstart
 
     quickstart(out, overrides or [])

@@ -12,6 +12,7 @@ from rich.table import Table
 from robolearn.commands.collect import collect_demonstrations
 from robolearn.commands.evaluate import evaluate_policy
 from robolearn.commands.recipe import Recipe, load_recipe
+from robolearn.commands.refine import load_refine_recipe, refine_recipe
 from robolearn.commands.reporting import write_report
 from robolearn.commands.simulation import make_recipe_env
 from robolearn.commands.train import learnables, train_recipe
@@ -22,11 +23,17 @@ from robolearn.evaluate.result import EvaluationResult
 from robolearn.policies.loading import save_policy
 from robolearn.train.interrupts import Interrupted
 
-RECIPE = Path(__file__).resolve().parents[2] / "configs" / "native_lift_diffusion.yaml"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RECIPE = CONFIGS / "native_lift_diffusion.yaml"
+WEAK_RECIPE, REFINE_RECIPE = CONFIGS / "bench/native_lift_base.yaml", CONFIGS / "native_lift_refine.yaml"
 
 
 def quickstart(out: Path, overrides: list[str]) -> None:
-    """Collect, train, evaluate before and after, report; print the table and where the report lies.
+    """Collect, train, evaluate before and after, refine a weak policy, report; print the table and where the report lies.
+
+    Args:
+        out: folder of everything that is made.
+        overrides: of the trained policy's recipe; ``weak.a.b=c`` and ``refine.a.b=c`` of the weak policy's and its refinement.
 
     Raises:
         RefusedError: ``out`` is in use; everything of an earlier quickstart is kept.
@@ -37,7 +44,8 @@ def quickstart(out: Path, overrides: list[str]) -> None:
     if not RECIPE.is_file():
         raise RefusedError(f"The quickstart needs a checkout of the repository; no recipe at {RECIPE}.")
     create_run_dir(out)
-    recipe = _inside(load_recipe(RECIPE, overrides), out)
+    plain = [o for o in overrides if not o.startswith(("weak.", "refine."))]
+    recipe = _inside(load_recipe(RECIPE, plain), out)
     _say(console, 1, f"collect {recipe.data.episodes} demonstrations of {recipe.env.task} from a scripted expert")
     store = collect_demonstrations(recipe, console)
     env = make_recipe_env(recipe)
@@ -48,14 +56,38 @@ def quickstart(out: Path, overrides: list[str]) -> None:
     result = train_recipe(recipe)
     _say(console, 4, "evaluate the trained policy on the same initial states")
     after = _judged(evaluate_policy(str(result.checkpoint), env, recipe, console=console, name="after training"), out)
-    _say(console, 5, "write the report")
+    weak, refined = _refine_weak(console, out, _beginning(overrides, "weak."), _beginning(overrides, "refine."))
+    _say(console, 8, "write the report")
+    results = [after, before, weak, refined]
     report = write_report(
-        "robolearn quickstart: native lift", [after, before], env, out, policy=str(result.checkpoint), recipe=recipe, videos=9
+        "robolearn quickstart: native lift", results, env, out, policy=str(result.checkpoint), recipe=recipe, videos=9
     )
-    _print_table(console, [before, after])
+    _print_table(console, [before, after, weak, refined])
     console.print(
         f"report: {report.resolve()}\ntook {(time.monotonic() - begun) / 60:.1f} minutes", soft_wrap=True, highlight=False
     )
+
+
+def _beginning(overrides: list[str], prefix: str) -> list[str]:
+    return [override.removeprefix(prefix) for override in overrides if override.startswith(prefix)]
+
+
+def _refine_weak(
+    console: Console, out: Path, weak_overrides: list[str], refine_overrides: list[str]
+) -> tuple[EvaluationResult, EvaluationResult]:
+    """Train a weak policy from a few poor demonstrations, refine it online, and return what both reach on the test seeds."""
+    recipe = _inside(load_recipe(WEAK_RECIPE, weak_overrides), out / "weak")
+    _say(console, 5, f"train a weak policy from {recipe.data.episodes} demonstrations of quality {recipe.data.quality}")
+    collect_demonstrations(recipe, console)
+    base = train_recipe(recipe).checkpoint
+    env = make_recipe_env(recipe)
+    weak = _judged(evaluate_policy(str(base), env, recipe, console=console, name="weak policy"), out)
+    places = [f"base={base}", f"run_dir={out / 'refined'}", f"demos.path={recipe.data.path}"]
+    refine = load_refine_recipe(REFINE_RECIPE, [*places, *refine_overrides])
+    _say(console, 6, f"refine it by {refine.method.name} for {refine.online.env_steps} control steps")
+    checkpoint = refine_recipe(refine, console=console).checkpoint
+    _say(console, 7, "evaluate the refined policy on the same initial states")
+    return weak, _judged(evaluate_policy(str(checkpoint), env, recipe, console=console, name="refined"), out)
 
 
 def _inside(recipe: Recipe, out: Path) -> Recipe:
@@ -79,7 +111,7 @@ def _judged(result: EvaluationResult, out: Path) -> EvaluationResult:
 
 
 def _say(console: Console, number: int, what: str) -> None:
-    console.print(f"[bold]{number}/5[/bold] {what}", highlight=False)
+    console.print(f"[bold]{number}/8[/bold] {what}", highlight=False)
 
 
 def _print_table(console: Console, results: list[EvaluationResult]) -> None:

@@ -34,13 +34,13 @@ class LearnerConfig:
     """The critics."""
     window_steps: int = 4
     """n of the n-step return, control steps."""
-    discount: float = 0.99
-    """Per control step."""
+    discount: float = 0.999
+    """Per control step. A smaller one makes waiting cost more than critics can tell of a failure, and haste is learned first."""
     critic_learning_rate: float = 3.0e-4
     """Adam's, of all critics."""
-    target_rate: float = 0.005
-    """How fast target networks follow."""
-    outcome_weight: float = 0.5
+    target_rate: float = 0.02
+    """How fast target networks follow. Waiting bootstraps from itself, and its value sinks only as fast as they do."""
+    outcome_weight: float = 1.0
     """Share of the return that the episode really had in the target, where it is known; the rest is bootstrapped. It carries
     success and failure back over a whole episode at once."""
     max_gradient_norm: float = 1.0

@@ -33,8 +33,8 @@ class Config(LearnerConfig):
 
     chunk_steps: int = 4
     """k, control steps of the chunk that is valued; equal to ``evaluate.exec_horizon``."""
-    candidates: int = 16
-    """Chunks proposed per decision."""
+    candidates: int = 4
+    """Chunks proposed per decision. Many find the errors of young critics rather than good chunks."""
     pessimism: float = 0.5
     """Standard deviations between the critics that are taken off each candidate's value."""
 

@@ -67,7 +67,7 @@ class Config(LearnerConfig):
     """One latent vector for all steps of the chunk."""
     actor: ActorConfig = field(default_factory=ActorConfig)
     """The network that chooses the noise."""
-    actor_learning_rate: float = 1.0e-5
+    actor_learning_rate: float = 5.0e-5
     """Adam's, of the actor. It must not cross its bound before the first episodes that it changed have ended: with width w and
     Adam's steps that takes about ``1 / (w actor_learning_rate)`` updates."""
     actor_every: int = 2

@@ -17,9 +17,9 @@ class OnlineConfig:
     """Control steps in all, warm-up included."""
     warmup_steps: int = 10_000
     """Leading control steps in which the frozen base acts (Zhou et al. 2024, WSRL); only the critics learn."""
-    ramp_steps: int = 20_000
+    ramp_steps: int = 0
     """Control steps after the warm-up over which the actor's reach (the bound of a residual or shift) grows from 0 to all of
-    it: wrong critics are found out close to the base, while they can do little harm. 0 allows all at once."""
+    it (progressive exploration). 0 allows all at once."""
     learning_starts: int = 1_000
     """Control steps after which updates begin, at most ``warmup_steps``."""
     utd_ratio: float = 0.5
@@ -28,9 +28,9 @@ class OnlineConfig:
     """Transitions per update from replay."""
     demo_fraction: float = 0.5
     """Share of every batch that comes from the demonstrations; 0 uses none."""
-    truncation: Literal["bootstrap", "failure"] = "bootstrap"
+    truncation: Literal["bootstrap", "failure"] = "failure"
     """What the time limit means: ``bootstrap`` goes on with the value of the last state (Pardo et al. 2018); ``failure`` ends
-    with 0, where a task counts as failed when its time is up. The value of hopeless states sinks faster then."""
+    with 0, where a task counts as failed when its time is up: the outcome of every episode is known then."""
     replay_capacity: int = 1_000_000
     """Control steps kept."""
     evaluate_every: int = 12_500
