@@ -15,7 +15,8 @@ quickstart: setup  ## demos -> diffusion policy -> evaluation -> report, about 1
 	@$(BIN)/robolearn quickstart
 
 test: setup  ## the test run, with the tests over ROS 2 in real processes
-	@$(BIN)/pytest -n 2 --dist worksteal
+	@$(BIN)/pytest -n 2 --dist worksteal -m "not ros"
+	@$(BIN)/pytest -m ros tests/ros
 
 check: setup  ## format, lint, types, layers: what CI and pre-commit run
 	@$(BIN)/ruff format --check .

@@ -249,6 +249,10 @@ class FakeArm:
         """Return whether the gate has been in a state, for a reason, since this driver was made."""
         return any(s == state and reason in (None, r) for _, s, r in list(self.states))
 
+    def stopped_for(self, reason: str) -> bool:
+        """Return whether the gate has stopped for a reason; of states that follow closely only the newest may be heard."""
+        return any(self.went(state, reason) for state in ("stopping", "holding", "latched"))
+
     def wait_for(self, state: str, reason: str | None = None) -> None:
         wait_until(lambda: self.went(state, reason), what=f"gate state {state} {reason or ''}; it is {self.gate}")
 

@@ -105,15 +105,16 @@ def test_chunks_come_from_fresh_complete_streams_only(client: Client, domain: st
         return stamp
 
     def send_until_answered(seen: Observation = observation) -> None:
-        """Sensor messages may be lost: send states, one control step apart, until one more has been decided on."""
-        count = len(chunks)
+        """Sensor messages may be lost: send states, one control step apart, until one of them has been decided on."""
+        mine: set[int] = set()
 
         def ask() -> bool:
-            good.add(send(seen=seen))
+            mine.add(send(seen=seen))
             time.sleep(0.05)
-            return len(chunks) > count
+            return bool(chunks) and stamp_ns(chunks[-1]) in mine
 
         wait_until(ask, what="a chunk")
+        good.update(mine)
 
     good: set[int] = set()
     wrong = node("policy_node", name="wrong_robot", bundle=str(bundle.folder), robot="ur5e")
