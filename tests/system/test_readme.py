@@ -62,7 +62,7 @@ def test_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         elif arguments[0] == "refine":
             run(*arguments, *REFINED)
         elif arguments[0] == "table":
-            run(*arguments, "--report")  # tests/system/test_table.py makes a whole one
+            run(*arguments, "--report")  # tests/system/test_table_command.py makes a whole one
         elif arguments[0] == "compare":
             run("evaluate", "hold", *TINY, *recipe, "--out", "runs/other", "--videos", "0")
             run(*arguments)
