@@ -3,7 +3,7 @@ BIN := .venv/bin
 # One thread a process: simulation and torch use the second core as a second process (see docs/results).
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test check format bench docs clean
+.PHONY: help setup quickstart test test-ros check format bench docs clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -14,8 +14,10 @@ setup:  ## Python 3.12, .venv, pinned packages, OpenGL libraries
 quickstart: setup  ## demos -> diffusion policy -> evaluation -> report, about 10 minutes on 2 cores
 	@$(BIN)/robolearn quickstart
 
-test: setup  ## the test run, with the tests over ROS 2 in real processes
+test: setup  ## the test run, without the tests over ROS 2
 	@$(BIN)/pytest -n 2 --dist worksteal -m "not ros"
+
+test-ros: setup  ## the tests over ROS 2 in real processes
 	@$(BIN)/pytest -m ros tests/ros
 
 check: setup  ## format, lint, types, layers: what CI and pre-commit run
