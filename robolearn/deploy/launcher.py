@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -79,9 +79,18 @@ class WorkspacePackages:
         return os.pathsep.join([*own, *filter(None, [environ.get("PYTHONPATH", "")])])
 
 
-def _end_with_parent() -> None:
-    """In the child: be asked to end (SIGTERM, so the gate ramps down) when the launcher ends, even by SIGKILL."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _end_with(parent: int) -> Callable[[], None]:
+    """Return what a child does first: be asked to end (SIGTERM, so the gate ramps down) when the launcher ends, even by SIGKILL.
+
+    The kernel means the launcher's thread that started the child; it must live as long as the launcher.
+    """
+
+    def ask() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before it could be asked for its end
+            os._exit(0)
+
+    return ask
 
 
 class Launched:
@@ -114,7 +123,7 @@ class Launched:
                     stderr=subprocess.STDOUT,
                     env=self._environ | dict(process.environment),
                     start_new_session=True,
-                    preexec_fn=_end_with_parent,
+                    preexec_fn=_end_with(os.getpid()),
                 )
         return self
 

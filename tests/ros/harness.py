@@ -145,6 +145,12 @@ class Client:
             ok = self.call(f"{name}/change_state", ChangeState, ChangeState.Request(transition=Transition(id=number))).success
         return ok
 
+    def transition_later(self, name: str, number: int) -> None:
+        """Ask for a lifecycle transition and do not wait for it."""
+        client = self.node.create_client(ChangeState, f"{name}/change_state")
+        assert client.wait_for_service(timeout_sec=60)
+        client.call_async(ChangeState.Request(transition=Transition(id=number)))
+
     def trigger(self, service: str) -> tuple[bool, str]:
         response = self.call(service, Trigger, Trigger.Request())
         return response.success, response.message

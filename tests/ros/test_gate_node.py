@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,11 @@ from harness import (
     require_rest_then_silence,
     wait_until,
 )
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, Float64MultiArray
 
 from robolearn.deploy.launch_file import NodeProcess
 from robolearn.deploy.launcher import Launched
-from robolearn_bridge.messages import SENSOR_QOS
+from robolearn_bridge.messages import COMMAND_QOS, SENSOR_QOS
 
 
 def test_a_gate_starts_latched_and_dry(arm: FakeArm) -> None:
@@ -138,14 +139,41 @@ def test_an_illegal_transition_is_refused_and_the_node_lives(client: Client, lau
 
 
 def test_a_second_gate_on_the_same_robot_is_refused(arm: FakeArm, tmp_path: Path, domain: str) -> None:
+    """By a lock of the machine: discovery may be late, and then both would command."""
     arm.bring_up()
     second = node("gate_node", name="gate_two", robot="panda", interface="position")
     with nodes(tmp_path, second, domain=domain):
         assert arm.client.transition("gate_two", CONFIGURE)
-        topic = "/robot/forward_position_controller/commands"
-        wait_until(lambda: arm.client.node.count_publishers(topic) == 2, what="two publishers")
-        assert not arm.client.transition("gate_two", ACTIVATE)
-    assert "Another node commands this robot: /robot/gate_node" in (tmp_path / "gate_two.log").read_text()
+        for _ in range(3):
+            assert not arm.client.transition("gate_two", ACTIVATE)
+        move(arm, reach(arm))  # the first one is not disturbed
+        assert not arm.went("latched", "second_commander")
+    log = (tmp_path / "gate_two.log").read_text()
+    assert "Another gate of this machine commands /robot/forward_position_controller/commands: /robot/gate_node, process" in log
+
+
+def test_another_commander_disarms_the_gate_for_as_long_as_it_is_there(arm: FakeArm) -> None:
+    """One that holds no lock of this machine: on another one, or no gate at all; it appears while the arm moves."""
+    arm.bring_up()
+    move(arm, reach(arm, 1.0))
+    topic = "forward_position_controller/commands"
+    stranger = arm.client.node.create_publisher(Float64MultiArray, topic, COMMAND_QOS)
+    play(arm, reach(arm, 1.0), lambda: arm.went("latched", "second_commander"), what="the latch")
+    require_rest_then_silence(arm)
+    refused, why = arm.client.trigger("gate_node/reset")
+    assert not refused
+    assert "Another node commands this robot: /robot/client on /robot/forward_position_controller/commands" in why
+    assert not arm.client.set_bool("gate_node/arm", True)[0]
+    assert arm.client.transition("gate_node", DEACTIVATE)
+    assert not arm.client.transition("gate_node", ACTIVATE)
+    arm.client.node.destroy_publisher(stranger)
+    wait_until(lambda: arm.client.transition("gate_node", ACTIVATE), what="activation")
+    arm.wait_for_reset()
+    silent = len(arm.commands)
+    time.sleep(0.3)
+    assert len(arm.commands) == silent  # ready, but nobody has armed it again
+    assert arm.client.set_bool("gate_node/arm", True)[0]
+    arm.wait_for_commands(3)
 
 
 MISFITS = {

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
@@ -25,6 +27,7 @@ from robolearn.deploy.codecs import decode, stamp_ns
 from robolearn.deploy.gate_config import Command, GateState
 from robolearn_bridge.adapters import Output, rate_outputs
 from robolearn_bridge.diagnostics import report
+from robolearn_bridge.exclusive import ExclusiveTopics
 from robolearn_bridge.gate_parameters import declare_gate, make_gate
 from robolearn_bridge.lifecycle import SafeLifecycleNode, run
 from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS, RECORD_QOS, SENSOR_QOS, chunk_rows
@@ -32,11 +35,13 @@ from robolearn_bridge.parameters import read, read_choice
 
 STOP_PATIENCE_S = 5.0
 """Longest wait for the ramp down before the node falls silent."""
-
-
-DISCOVERY_S = 0.3
-"""Publishers of one machine or LAN have announced themselves within this time."""
-UNKNOWN_NODE = "_NODE_NAME_UNKNOWN_"
+STEADY = Clock(clock_type=ClockType.STEADY_TIME)
+DISCOVERY_S = 0.5
+"""Age at which a node has been told of the publishers of its machine or LAN, unless announcements were lost."""
+WATCH_S = 0.1
+"""Period in which the graph is asked for other commanders."""
+ACKNOWLEDGED = Duration(seconds=0.2)
+"""Longest wait for the driver to have the last command before the publisher is gone."""
 
 
 class GateNode(SafeLifecycleNode):
@@ -50,6 +55,7 @@ class GateNode(SafeLifecycleNode):
         super().__init__("gate_node")
         declare_gate(self)
         self._loop: threading.Thread | None = None
+        self._changing, self._made_at = threading.RLock(), time.monotonic()
 
     def configure(self) -> None:
         """Make the gate, its topics and its services."""
@@ -63,9 +69,9 @@ class GateNode(SafeLifecycleNode):
         self._early: tuple[int, Chunk | None] = (0, None)
         self._tick_errors_s: deque[float] = deque(maxlen=5000)
         self._problem, self._faulted, self._shown = "", 0, ("", "")
-        self._outputs: list[tuple[Output, Any]] = [
-            (o, self.create_lifecycle_publisher(o.message_type, o.topic, COMMAND_QOS)) for o in outputs
-        ]
+        # Publishers are made when the gate is activated: one that is only configured is no commander in the graph.
+        self._made, self._outputs = outputs, list[tuple[Output, Any]]()
+        self._topics = ExclusiveTopics(self, [self.resolve_topic_name(o.topic) for o in outputs])
         self._status = self.create_publisher(String, "~/state", LATCHED_QOS)
         # What goes out, by name and whatever the driver takes: for the recorder, and in a dry run for the eye.
         self._echo = rate_outputs(self._gate.names)[0]
@@ -84,45 +90,60 @@ class GateNode(SafeLifecycleNode):
             self.create_service(Trigger, "~/stop", self.guarded(self._on_stop, "stop")),
             self.create_service(Trigger, "~/release", self.guarded(self._on_release, "release")),
         ]
-        self._timer = self.create_timer(1.0, self.guarded(self._report, "diagnostics"))
+        self._timers = [
+            self.create_timer(1.0, self.guarded(self._report, "diagnostics"), clock=STEADY),
+            self.create_timer(WATCH_S, self.guarded(self._watch_others, "watch"), clock=STEADY),
+        ]
 
     def activate(self) -> None:
         """Start the control loop; the gate stays latched, and a dry run until it is armed."""
-        self._require_alone()
-        self._take_priority()
-        self._closing = threading.Event()
-        target = self._watch_lockstep if self._lockstep else self._run_loop
-        self._loop = threading.Thread(target=target, name="control loop")
-        self._loop.start()
+        time.sleep(max(self._made_at + DISCOVERY_S - time.monotonic(), 0))
+        self._topics.claim()
+        try:
+            self._take_priority()
+        except RefusedError:
+            self._topics.release()
+            raise
+        with self._changing:
+            self._outputs = [(o, self.create_publisher(o.message_type, o.topic, COMMAND_QOS)) for o in self._made]
+            self._closing = threading.Event()
+            target = self._watch_lockstep if self._lockstep else self._run_loop
+            self._loop = threading.Thread(target=target, name="control loop")
+            self._loop.start()
 
     def deactivate(self) -> None:
         """Ramp down; the safe command is the last one on the wire."""
-        if self._loop is None:
-            return
-        with self._lock:
-            self._gate.stop("deactivated", now_s=self._now_s())
-        deadline = time.monotonic() + STOP_PATIENCE_S
-        while self._gate.state is not GateState.LATCHED and time.monotonic() < deadline:
-            if self._lockstep:
-                self._tick_lockstep(publish=True)
-            time.sleep(self._period_s)
-        self._closing.set()
-        self._loop.join()
-        self._loop = None
-        self._send(self._tick())
+        with self._changing:  # a transition and the end of the process may both ask
+            if self._loop is None:
+                return
+            with self._lock:
+                self._gate.stop("deactivated", now_s=self._now_s())
+            deadline = time.monotonic() + STOP_PATIENCE_S
+            while self._gate.state is not GateState.LATCHED and time.monotonic() < deadline:
+                if self._lockstep:
+                    self._tick_lockstep(publish=True)
+                time.sleep(self._period_s)
+            self._closing.set()
+            self._loop.join()
+            self._loop = None
+            self._send(self._tick())
+            outputs, self._outputs = self._outputs, []
+            for _, publisher in outputs:
+                publisher.wait_for_all_acked(ACKNOWLEDGED)
+                self.destroy_publisher(publisher)
+            self._topics.release()
 
     def cleanup(self) -> None:
         """Remove topics and services."""
         self.stop()
-        for _, publisher in self._outputs:
-            self.destroy_lifecycle_publisher(publisher)
         for publisher in (self._status, self._diagnostics, self._sent, self._preview):
             self.destroy_publisher(publisher)
         for subscription in self._heard:
             self.destroy_subscription(subscription)
         for service in self._offered:
             self.destroy_service(service)
-        self.destroy_timer(self._timer)
+        for timer in self._timers:
+            self.destroy_timer(timer)
 
     def stop(self) -> None:
         """See :meth:`deactivate`."""
@@ -208,6 +229,7 @@ class GateNode(SafeLifecycleNode):
     def _on_arm(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         with self._lock:
             if request.data:
+                self._topics.require_alone()
                 self._gate.arm()
             else:
                 self._gate.disarm(now_s=self._now_s())
@@ -215,6 +237,7 @@ class GateNode(SafeLifecycleNode):
         return response
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._topics.require_alone()
         with self._lock:
             self._gate.reset(now_s=self._now_s())
         response.success = True
@@ -309,32 +332,18 @@ class GateNode(SafeLifecycleNode):
 
     # ---- watching ------------------------------------------------------------------------------------------------------------
 
-    def _others(self) -> list[str]:
-        """Return the other nodes that publish on this robot's command topics."""
-        own = self.get_fully_qualified_name()
-        found = []
-        for _, publisher in self._outputs:
-            infos = self.get_publishers_info_by_topic(publisher.topic_name)
-            names = [f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos]
-            if own in names:
-                names.remove(own)  # once: a second one is another gate of the same name
-            found += [f"{name} on {publisher.topic_name}" for name in names]
-        return found
-
-    def _require_alone(self) -> None:
-        time.sleep(DISCOVERY_S)
-        deadline = time.monotonic() + 2.0
-        # The names of nodes are learned a little later than their publishers.
-        while UNKNOWN_NODE in ", ".join(others := self._others()) and time.monotonic() < deadline:
-            time.sleep(0.05)
+    def _watch_others(self) -> None:
+        """Two commanders: whoever of them is a gate ramps down and sends nothing more until the other is gone."""
+        if self._loop is None:
+            return
+        others = self._topics.others()
         if others:
-            raise RefusedError(f"Another node commands this robot: {', '.join(others)}.")
-
-    def _report(self) -> None:
-        others = self._others()
-        if others and self._gate.state is not GateState.LATCHED:
+            self._problem = f"another node commands this robot: {', '.join(others)}"
             with self._lock:
                 self._gate.stop("second_commander", now_s=self._now_s())
+                self._gate.disarm(now_s=self._now_s())
+
+    def _report(self) -> None:
         errors = np.array(self._tick_errors_s)
         with self._lock:
             values: dict[str, object] = {
@@ -345,8 +354,7 @@ class GateNode(SafeLifecycleNode):
                 **dict(self._gate.counts),
                 **{f"filtered: {kind}": n for kind, n in self._gate.filter_counts.items()},
             }
-        problem = f"another node commands this robot: {others}" if others else self._problem
-        self._problem = ""
+        problem, self._problem = self._problem, ""
         self._diagnostics.publish(report(self, problem, values))
 
 

@@ -20,6 +20,11 @@ from robolearn_bridge.parameters import read, require_declared
 
 type Transition = Callable[[], None]
 
+END_WITHIN_S = 7
+"""A process that was asked to end is gone after this time, whatever hangs in it: the kernel ends it then [s]."""
+SPIN_S = 0.2
+"""How often the executor looks whether it is over; its own wake-up is lost if it comes between two waits."""
+
 
 class SafeLifecycleNode(LifecycleNode):
     """Lifecycle node with guarded callbacks.
@@ -137,7 +142,11 @@ def run(make_node: Callable[[], SafeLifecycleNode]) -> int:
     except (RefusedError, RCLError) as error:
         return _refused(error)
     with made as process:
-        process.stopping.wait()
+        process.wait()
+        # At once, whatever a callback is doing: the safe command does not wait for it.
+        process.node.stop()
+        process.join()
+        # Again: what a transition under way has started meanwhile (a control loop, a worker) would outlive it.
         process.node.stop()
     return process.exit_code
 
@@ -151,7 +160,8 @@ def run_plain(make_node: Callable[[], Any]) -> int:
     with made as process:
         worker = threading.Thread(target=process.do, args=(process.node.work,), name="work", daemon=True)
         worker.start()
-        process.stopping.wait()
+        process.wait()
+        process.join()
     return process.exit_code
 
 
@@ -168,14 +178,30 @@ class _Process:
     def __init__(self, make_node: Callable[[], Any]) -> None:
         self.stopping = threading.Event()
         self.exit_code = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: self.stopping.set())
+        # Until the node is made nothing can move, and a signal may end the process even inside a middleware that hangs.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         init(signal_handler_options=SignalHandlerOptions.NO)
         self.node = make_node()
         require_declared(self.node)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
-        self._spinner = threading.Thread(target=self.do, args=(self._executor.spin,), name="executor")
+        self._spinner = threading.Thread(target=self.do, args=(self._spin,), name="executor")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self.stopping.set())
+
+    def wait(self) -> None:
+        """Wait for the end, and have the kernel see to it: an alarm that is not handled needs neither Python nor its lock."""
+        self.stopping.wait()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(END_WITHIN_S)
+
+    def join(self) -> None:
+        """Wait for the callback under way; no other one begins."""
+        self._spinner.join()
+
+    def _spin(self) -> None:
+        while not self.stopping.is_set() and ok():
+            self._executor.spin_once(timeout_sec=SPIN_S)
 
     def do(self, action: Callable[[], None]) -> None:
         """Run ``action``; when it returns or raises, the process ends."""
@@ -199,8 +225,9 @@ class _Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._executor.shutdown()
         # A spinning thread that outlives the interpreter aborts the process.
+        self.stopping.set()
         self._spinner.join()
+        self._executor.shutdown()
         self.node.destroy_node()
         try_shutdown()

@@ -110,13 +110,13 @@ class PolicyNode(SafeLifecycleNode):
 
     def stop(self) -> None:
         """End the worker."""
-        if self._worker is None:
+        worker, self._worker = self._worker, None
+        if worker is None:
             return
         with self._wake:
             self._acting, self._closing = False, True
             self._wake.notify()
-        self._worker.join()
-        self._worker = None
+        worker.join()
 
     def fault(self, where: str, error: BaseException) -> None:
         """A bad message is not used; the stream grows stale if it goes on."""
