@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robolearn.core.errors import RefusedError
 from robolearn.nets.encoders import ObservationEncoder
-from robolearn.nets.features import ConditionFeatures, chosen_elements
+from robolearn.nets.features import condition_features
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def make_critics(encoder: ObservationEncoder, valued_dim: int, config: CriticCon
     Raises:
         RefusedError: a pattern of ``config.reads`` matches no observation element.
     """
-    features = ConditionFeatures(chosen_elements(encoder.element_names(), config.reads), config.octaves)
+    features = condition_features(encoder, config.reads, config.octaves)
     return CriticEnsemble(features.dim + valued_dim, config, features)
 
 

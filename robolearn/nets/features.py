@@ -1,4 +1,4 @@
-"""What critics read of a condition: some of its elements, and octaves of each."""
+"""What critics and actors read of a condition: some of its elements, and octaves of each."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robolearn.core.errors import RefusedError, nearest
+from robolearn.nets.encoders import ObservationEncoder
 
 
 class ConditionFeatures(nn.Module):
@@ -33,10 +34,24 @@ class ConditionFeatures(nn.Module):
         self.dim = len(chosen) * (1 + 2 * octaves)
 
     def forward(self, condition: Tensor) -> Tensor:
-        """Return (b, dim)."""
-        x = condition[:, self.index]
-        angles = (x[..., None] * self.scale).flatten(1)
+        """Return (..., dim) of conditions (..., c)."""
+        x = condition[..., self.index]
+        angles = (x[..., None] * self.scale).flatten(-2)
         return torch.cat((x, angles.sin(), angles.cos()), dim=-1)
+
+
+def condition_features(encoder: ObservationEncoder, reads: Sequence[str], octaves: int) -> ConditionFeatures:
+    """Return the features of the conditions of ``encoder``.
+
+    Args:
+        encoder: tells the elements' names.
+        reads: patterns of the elements that are read; none means all.
+        octaves: of each.
+
+    Raises:
+        RefusedError: a pattern matches no observation element.
+    """
+    return ConditionFeatures(chosen_elements(encoder.element_names(), reads), octaves)
 
 
 def chosen_elements(names: Sequence[str], patterns: Sequence[str]) -> list[int]:

@@ -13,7 +13,7 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.protocols import CorrectingPolicy, RandomSource
 from robolearn.core.types import ActionChunk, Array, Observation, Spaces
 from robolearn.data.normalizer import Normalizer
-from robolearn.nets.actors import ActorConfig, ZeroHeadMlp
+from robolearn.nets.actors import ActorConfig, make_actor
 from robolearn.policies import config_class
 from robolearn.policies.refined import RefinedPolicy
 
@@ -50,7 +50,7 @@ class Policy(RefinedPolicy):
         if isinstance(self.base, CorrectingPolicy):
             raise RefusedError(f"Policy {config.base.name!r} corrects its actions already; a second residual is refused.")
         self.register_buffer("reach", torch.tensor(1.0))
-        self.actor = ZeroHeadMlp(self.encoder.condition_dim + spaces.action_dim, spaces.action_dim, config.actor)
+        self.actor = make_actor(self.encoder, spaces.action_dim, spaces.action_dim, config.actor)
 
     def residual(self, condition: Tensor, base_action: Tensor, actor: nn.Module | None = None) -> Tensor:
         """Return the residual (b, a), normalised units, within +-residual_scale, for the base's normalised actions (b, a).
@@ -60,8 +60,7 @@ class Policy(RefinedPolicy):
             base_action: (b, a).
             actor: the network to ask, the policy's own by default; a learner asks the one that it trains.
         """
-        features = torch.cat((condition, base_action), dim=-1)
-        return self.reach * self.config.residual_scale * torch.tanh((actor or self.actor)(features).float())
+        return self.reach * self.config.residual_scale * torch.tanh((actor or self.actor)(condition, base_action).float())
 
     def predict(self, observation: Observation, rng: RandomSource) -> ActionChunk:
         """Return the base's chunk; :meth:`correct` is applied when each of its actions is due."""

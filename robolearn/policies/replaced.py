@@ -14,7 +14,7 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.protocols import RandomSource
 from robolearn.core.types import ActionChunk, Observation, Spaces
 from robolearn.data.normalizer import Normalizer
-from robolearn.nets.actors import ActorConfig, TanhGaussian
+from robolearn.nets.actors import ActorConfig, TanhGaussian, make_actor
 from robolearn.policies import config_class
 from robolearn.policies.refined import RefinedPolicy
 
@@ -51,7 +51,7 @@ class Policy(RefinedPolicy):
         if config.chunk_steps > self.pred_horizon:
             raise RefusedError(f"chunk_steps={config.chunk_steps} must not exceed {self.pred_horizon}, the base's pred_horizon.")
         dim_out = config.chunk_steps * spaces.action_dim
-        self.actor = TanhGaussian(self.encoder.condition_dim, dim_out, 1.0, config.actor)
+        self.actor = TanhGaussian(make_actor(self.encoder, 0, 2 * dim_out, config.actor), 1.0)
         self.register_buffer("acting", torch.tensor(False))
 
     def chunk(self, actions: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Config:
     critic: CriticConfig = field(default_factory=lambda: CriticConfig(members=5, layers=2))
     """The critics."""
     candidates: int = 16
-    """Chunks proposed per decision."""
+    """Chunks proposed per decision, at most."""
     valued_steps: int = 4
     """Leading steps of a chunk that the critics see; as many as are executed."""
     pessimism: float = 0.0
@@ -42,14 +42,14 @@ class Config:
 
 
 class Policy(RefinedPolicy):
-    """Decodes ``candidates`` chunks and returns the one of the highest value.
+    """Decodes several chunks and returns the one of the highest value.
 
     Attributes:
         critics: maps a condition and normalised actions (b, valued_steps * a) to values (e, b).
-        selecting: () bool; until it is set the first candidate is taken, so that the policy equals its base exactly.
+        candidates: () int64, how many are proposed: 1 until critics have learned, so that the policy equals its base exactly.
     """
 
-    selecting: Tensor
+    candidates: Tensor
 
     def __init__(self, config: Config, spaces: Spaces, normalizer: Normalizer) -> None:
         super().__init__(config, spaces, normalizer)
@@ -59,7 +59,7 @@ class Policy(RefinedPolicy):
                 f"valued_steps={config.valued_steps} must not exceed {self.pred_horizon}, the base's pred_horizon."
             )
         self.critics = make_critics(self.encoder, config.valued_steps * spaces.action_dim, config.critic)
-        self.register_buffer("selecting", torch.tensor(False))
+        self.register_buffer("candidates", torch.tensor(1))
 
     def choose(self, condition: Tensor, noise: Tensor) -> Tensor:
         """Return the best chunk (b, h, a), raw units, of the candidates that ``noise`` (b, n, *latent_shape) proposes."""
@@ -80,7 +80,7 @@ class Policy(RefinedPolicy):
     def predict_tensor(self, observation: Mapping[str, Tensor], rng: torch.Generator) -> Tensor:
         """Return a chosen chunk (b, h, a) for tensors on the policy's device, where ``rng`` must be too."""
         condition = self.condition(observation)
-        shape = (len(condition), self.config.candidates, *self.base.latent_shape)
+        shape = (len(condition), int(self.candidates), *self.base.latent_shape)
         return self.choose(condition, torch.randn(shape, generator=rng, device=condition.device))
 
     def predict(self, observation: Observation, rng: RandomSource) -> ActionChunk:
@@ -88,9 +88,10 @@ class Policy(RefinedPolicy):
         rows = len(next(iter(observation.values()), ()))
         # The base's own noise comes first, and alone until critics choose: the same draws, the same chunk.
         first = standard_normal(rng, (rows, *self.base.latent_shape))
-        if not bool(self.selecting):
+        candidates = int(self.candidates)
+        if candidates == 1:
             return self.base.decode(observation, first)
-        more = standard_normal(rng, (rows, self.config.candidates - 1, *self.base.latent_shape))
+        more = standard_normal(rng, (rows, candidates - 1, *self.base.latent_shape))
         noise = np.concatenate((first[:, None], more), axis=1)
         with torch.inference_mode():
             condition = self.condition(self.encoder.read(observation, self.device))

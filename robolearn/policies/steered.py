@@ -17,7 +17,7 @@ from robolearn.core.protocols import RandomSource
 from robolearn.core.seeding import standard_normal
 from robolearn.core.types import ActionChunk, Array, Observation, Spaces
 from robolearn.data.normalizer import Normalizer
-from robolearn.nets.actors import ActorConfig, TanhGaussian, ZeroHeadMlp
+from robolearn.nets.actors import ActorConfig, TanhGaussian, make_actor
 from robolearn.policies import config_class
 from robolearn.policies.refined import RefinedPolicy, require_latent
 
@@ -61,11 +61,10 @@ class Policy(RefinedPolicy):
         draws, horizon, action_dim = self.latent_shape
         self._chosen = (1, 1, action_dim) if config.repeat else (draws, horizon, action_dim)
         self.latent_dim = math.prod(self._chosen)
-        condition_dim = self.encoder.condition_dim
         if config.form == "anchored":
-            self.actor: nn.Module = ZeroHeadMlp(condition_dim, self.latent_dim, config.actor)
+            self.actor: nn.Module = make_actor(self.encoder, 0, self.latent_dim, config.actor)
         else:
-            self.actor = TanhGaussian(condition_dim, self.latent_dim, config.bound, config.actor)
+            self.actor = TanhGaussian(make_actor(self.encoder, 0, 2 * self.latent_dim, config.actor), config.bound)
         self.register_buffer("steered", torch.tensor(False))
         self.register_buffer("reach", torch.tensor(1.0))
 

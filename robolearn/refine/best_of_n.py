@@ -7,6 +7,9 @@ discount per control step and ``p_n`` the chunk that was planned at ``s_n``,
 - critics: ``(Q_i(s, a) - y)^2``, ``y = sum_j d^j reward_j + d^n mean_i Q'_i(s_n, p_n)``
 - acting: ``argmax_n mean_i Q_i(s, D(s, w_n)) - pessimism std_i Q_i``, ``w_n`` from N(0, I), n = 1..N
 
+Many proposals find the errors of young critics rather than good chunks, few waste what old ones know: N grows from 1 to
+``candidates`` over the ``online.ramp_steps`` after the warm-up.
+
 No update decodes anything, so this is by far the cheapest method. IDQL (Hansen-Estruch et al. 2023) and Q-chunking (Li et al.
 2025) choose the same way.
 """
@@ -33,8 +36,8 @@ class Config(LearnerConfig):
 
     chunk_steps: int = 4
     """k, control steps of the chunk that is valued; equal to ``evaluate.exec_horizon``."""
-    candidates: int = 4
-    """Chunks proposed per decision. Many find the errors of young critics rather than good chunks."""
+    candidates: int = 16
+    """Chunks proposed per decision once the ramp is over."""
     pessimism: float = 0.5
     """Standard deviations between the critics that are taken off each candidate's value."""
 
@@ -63,9 +66,9 @@ class Refiner:
         return self._policy
 
     def update(self, batch: ReplayBatch, rng: torch.Generator, phase: Phase) -> Mapping[str, Tensor]:
-        """Make one critic update; the critics begin to choose when the actor phase does."""
-        if phase.actor and not self._policy.selecting:
-            self._policy.selecting.fill_(True)
+        """Make one critic update; the critics begin to choose when the actor phase does, among ever more."""
+        if phase.actor:
+            self._policy.candidates.fill_(max(1, round(self._config.candidates * phase.reach)))
         with torch.no_grad(), critic_autocast(self._config.bf16, batch.returns.device):
             following = self._critics.slow(batch.following["condition"], batch.following["plan"]).float().mean(dim=0)
         return self._critics.learn(batch, batch.actions[:, : self.plan_steps].flatten(1), following)

@@ -41,6 +41,8 @@ from robolearn.train.refiner import Phase
 
 DRAWN = "drawn"
 """Field: u, what the Gaussian drew."""
+_INPUTS = CONDITION, PLAN
+"""What actor and critic read: the condition and the base's action, normalised."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class GaussianBehaviour(Behaviour):
         condition = self.note(observation)
         with torch.inference_mode():
             base = torch.as_tensor(action, dtype=torch.float32, device=self.device)
-            mean = policy.actor(torch.cat((condition, policy.normalize_action(base)), dim=-1)).float()
+            mean = policy.actor(condition, policy.normalize_action(base)).float()
             drawn = torch.zeros_like(noise) if self.warmup else mean + self._std * noise
             residual = policy.reach * policy.config.residual_scale * torch.tanh(drawn)
         self.noted[DRAWN] = drawn.clone()
@@ -165,9 +167,8 @@ class Refiner:
             self._rollout.clear()
         self._acting = phase.actor
         self._policy.reach.fill_(phase.reach)
-        features = torch.cat((outcome.fields[CONDITION], outcome.fields[PLAN]), dim=-1)
-        self._rollout.append({"features": features, DRAWN: outcome.fields[DRAWN], **outcome.results()})
-        if (len(self._rollout) - 1) * len(features) < self._config.rollout_steps:
+        self._rollout.append({name: outcome.fields[name] for name in (*_INPUTS, DRAWN)} | outcome.results())
+        if (len(self._rollout) - 1) * len(outcome.fields[PLAN]) < self._config.rollout_steps:
             return {}
         steps = {name: torch.stack([step[name] for step in self._rollout]) for name in self._rollout[0]}
         self._rollout.clear()
@@ -177,12 +178,12 @@ class Refiner:
         """Learn from t + 1 steps (t + 1, lanes, ...); of the last one only the state is used."""
         config = self._config
         with torch.no_grad():
-            value = self._value(steps["features"].flatten(0, 1)).unflatten(0, steps["reward"].shape)
-            mean = self._actor(steps["features"][:-1]).float()
+            value = self._value({k: steps[k].flatten(0, 1) for k in _INPUTS}).unflatten(0, steps["reward"].shape)
+            mean = self._mean({k: steps[k][:-1] for k in _INPUTS})
         results = {name: steps[name][:-1] for name in ("reward", "terminated", "truncated")}
         advantage = advantages(**results, value=value, discount=config.discount, gae_lambda=config.gae_lambda)
         usable = ~results["truncated"]
-        data = {"features": steps["features"][:-1], DRAWN: steps[DRAWN][:-1], "mean": mean}
+        data = {name: steps[name][:-1] for name in (*_INPUTS, DRAWN)} | {"mean": mean}
         data |= {"advantage": advantage, "target": advantage + value[:-1]}
         data = {name: tensor[usable] for name, tensor in data.items()}
         epochs = 0
@@ -197,20 +198,23 @@ class Refiner:
         follow(self._policy.actor, self._actor, 1.0)
         return metrics | {"epochs": torch.tensor(float(epochs)), "residual_rms": residual.square().mean().sqrt()}
 
-    def _value(self, features: Tensor) -> Tensor:
-        """Return V (b,) of conditions and base actions, concatenated (b, c + a)."""
-        condition_dim = self._policy.encoder.condition_dim
-        return self._critic(features[:, :condition_dim], features[:, condition_dim:]).float()[0]
+    def _value(self, part: Mapping[str, Tensor]) -> Tensor:
+        """Return V (b,)."""
+        return self._critic(*(part[name] for name in _INPUTS)).float()[0]
+
+    def _mean(self, part: Mapping[str, Tensor]) -> Tensor:
+        """Return the mean (..., a) of the Gaussian from which residuals are drawn, before the bound."""
+        return self._actor(*(part[name] for name in _INPUTS)).float()
 
     def _step(self, part: dict[str, Tensor]) -> dict[str, Tensor]:
         config = self._config
-        value_loss = (self._value(part["features"]) - part["target"]).square().mean()
+        value_loss = (self._value(part) - part["target"]).square().mean()
         descend(value_loss, self._critic, self._optimizers["critic"], config.max_gradient_norm)
         zero = torch.zeros_like(value_loss)
         if not self._acting:
             return {"loss": value_loss.detach(), "value_loss": value_loss.detach(), "kl": zero, "clipped": zero}
         std = math.exp(config.log_std)
-        before, now = part["mean"], self._actor(part["features"]).float()
+        before, now = part["mean"], self._mean(part)
         squared = (part[DRAWN] - before).square() - (part[DRAWN] - now).square()
         log_ratio = squared.sum(dim=-1) / (2.0 * std**2)
         advantage = part["advantage"]

@@ -7,6 +7,7 @@ from torch import nn
 from robolearn.core.errors import RefusedError
 from robolearn.nets.actors import ActorConfig, TanhGaussian, ZeroHeadMlp
 from robolearn.nets.critics import CriticConfig, CriticEnsemble, follow, subset_minimum
+from robolearn.nets.features import ConditionFeatures
 
 
 @pytest.mark.parametrize("layer_norm", [True, False])
@@ -60,8 +61,8 @@ def test_targets_follow_worked_by_hand():
 
 def test_density_of_the_bounded_gaussian_equals_torchs():
     torch.manual_seed(0)
-    actor = TanhGaussian(4, 3, 1.5, ActorConfig(width=16, layers=2))
-    nn.init.normal_(actor.net[-1].weight, std=0.5)
+    actor = TanhGaussian(ZeroHeadMlp(ConditionFeatures(range(4), 1), 0, 6, ActorConfig(width=16, layers=2)), 1.5)
+    nn.init.normal_(actor.net.net[-1].weight, std=0.3)
     features, noise = torch.randn(6, 4), torch.randn(6, 3)
     sample, log_density = actor.sample(features, noise)
     mean, log_std = actor.net(features).chunk(2, dim=-1)
@@ -77,8 +78,8 @@ def test_density_of_the_bounded_gaussian_equals_torchs():
 
 
 def test_a_residual_head_starts_at_zero_and_still_learns():
-    net = ZeroHeadMlp(4, 2, ActorConfig(width=8, layers=2))
-    output = net(torch.randn(5, 4))
+    net = ZeroHeadMlp(ConditionFeatures([0, 2], 1), 3, 2, ActorConfig(width=8, layers=2))
+    output = net(torch.randn(5, 4), torch.randn(5, 3))
     assert output.abs().max() == 0
     assert max(g.abs().max() for g in torch.autograd.grad(output.sum(), list(net.parameters())) if g is not None) > 0
 
