@@ -42,7 +42,7 @@ class Config:
     """Adam's."""
     batch_size: int = 256
     """Windows per update."""
-    updates_per_step: float = 0.1
+    updates_per_step: float = 0.05
     """Updates per control step after the warm-up."""
     average_rate: float = 0.005
     """How fast the weights that act follow the trained ones."""

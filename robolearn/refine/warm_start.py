@@ -10,7 +10,7 @@ warm-up on the actor acts alone, in place of the base. With ``d`` the discount p
 - fit, warm-up: ``-E[log p(clip(c_b + fit_noise e) | s)] / (k a)``, e ~ N(0, I); the noise gives the density a width
 - critics, warm-up: ``(Q_i(s, c) - y)^2``, ``y = sum_j d^j reward_j + d^n min_subset Q'(s_n, c_b_n)``
 - critics, then: the same with ``Q'(s_n, c')``, c' from ``p(. | s_n)``; the entropy is not counted in the target
-- actor, then: ``E[alpha log p(c | s) - mean_i Q_i(s, c)]``, ``c ~ p(. | s)``
+- actor, then: ``E[alpha log p(c | s) - min_i Q_i(s, c)]``, ``c ~ p(. | s)``
 - temperature: ``log alpha (H - target_entropy)`` with ``H = -E log p(c | s) / (k a)``
 
 The actor is not bounded around the base: it can become anything, also worse.
@@ -58,15 +58,18 @@ class Config(LearnerConfig):
     """k, control steps that the actor decides at once; equal to ``evaluate.exec_horizon``. 1 is the paper's."""
     actor: ActorConfig = field(default_factory=ActorConfig)
     """The network that takes the base's place."""
-    actor_learning_rate: float = 3.0e-4
-    """Adam's, of the actor."""
+    fit_learning_rate: float = 3.0e-4
+    """Adam's, of the actor while it is fitted."""
+    actor_learning_rate: float = 1.0e-5
+    """Adam's, of the actor afterwards. The usual 3e-4 leaves what was fitted before the critics have seen what comes of it."""
     actor_every: int = 4
     """Critic updates per actor update; during the fit the actor moves at every one."""
     fit_noise: float = 0.05
     """Standard deviation of the noise on the base's actions that the actor is fitted to, normalised action units."""
-    temperature: float = 0.001
-    """Weight of the entropy at first. Values lie in [0, 1], so SAC's 1 would forget the fit at once."""
-    temperature_learning_rate: float = 3.0e-4
+    temperature: float = 1.0e-4
+    """Weight of the entropy at first. Values lie in [0, 1] and hardly differ between actions, so with SAC's 1, even with 0.001,
+    the actor runs away to noise."""
+    temperature_learning_rate: float = 1.0e-2
     """Adam's, of the logarithm of the temperature; 0 keeps it."""
     target_entropy: float = -1.5
     """Entropy per action element that the temperature seeks, nats; a Gaussian of deviation 0.05 has -1.58, SAC takes -1."""
@@ -122,6 +125,7 @@ class Refiner:
             "temperature": self._log_temperature,
         }
         self._optimizers = {
+            "fit": torch.optim.Adam(self._actor.parameters(), config.fit_learning_rate, fused=True),
             "actor": torch.optim.Adam(self._actor.parameters(), config.actor_learning_rate, fused=True),
             "critics": self._critics.optimizer,
             "temperature": torch.optim.Adam(self._log_temperature.parameters(), config.temperature_learning_rate, fused=True),
@@ -166,7 +170,7 @@ class Refiner:
         target = (plan + config.fit_noise * self._noise(plan, rng)).clamp(-1.0, 1.0)
         with critic_autocast(config.bf16, plan.device):
             loss = -self._actor.log_density(batch.condition, target).mean() / self._chunk_dim
-        descend(loss, self._actor, self._optimizers["actor"], config.max_gradient_norm)
+        descend(loss, self._actor, self._optimizers["fit"], config.max_gradient_norm)
         return {"fit_loss": loss.detach()}
 
     def _update_actor(self, batch: ReplayBatch, rng: torch.Generator) -> dict[str, Tensor]:
@@ -174,7 +178,7 @@ class Refiner:
         temperature = self._log_temperature[0].exp().detach()
         with critic_autocast(config.bf16, condition.device):
             chunk, log_density = self._actor.sample(condition, self._noise(batch.fields["plan"], rng))
-            value = self._critics.online(condition, chunk).float().mean()
+            value = self._critics.online(condition, chunk).float().amin(dim=0).mean()
         loss = temperature * log_density.mean() - value
         descend(loss, self._actor, self._optimizers["actor"], config.max_gradient_norm)
         entropy = -log_density.detach().mean() / self._chunk_dim
