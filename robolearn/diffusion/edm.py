@@ -1,7 +1,7 @@
 """Noise levels as standard deviations: ``noisy = clean + sigma * noise`` (Karras et al. 2022, "EDM").
 
-Every other forward process is this one on a scaled chunk: DDPM's ``sqrt(abar) clean + sqrt(1 - abar) noise`` is ``sqrt(abar)`` times
-the chunk of ``sigma = sqrt(1 - abar) / sqrt(abar)``, flow matching's ``t clean + (1 - t) noise`` is ``t`` times that of
+Every other forward process is this one on a scaled chunk: DDPM's ``sqrt(abar) clean + sqrt(1 - abar) noise`` is ``sqrt(abar)``
+times the chunk of ``sigma = sqrt(1 - abar) / sqrt(abar)``, flow matching's ``t clean + (1 - t) noise`` is ``t`` times that of
 ``sigma = (1 - t) / t``. Samplers, guidance and distillation are therefore written once, in ``sigma``.
 """
 
@@ -51,7 +51,7 @@ def sigma_steps(schedule: str, steps: int, *, low: float, high: float, rho: floa
     """Return the ``steps + 1`` noise levels that a sampler visits, from ``high`` over ``low`` (the last but one) to 0.
 
     Args:
-        schedule: ``exponential``: equal ratios; ``karras``: equal steps of ``sigma ** (1 / rho)`` (eq. 5); ``linear``: equal steps.
+        schedule: ``exponential`` (equal ratios), ``karras`` (equal steps of ``sigma ** (1 / rho)``, eq. 5) or ``linear``.
         steps: network evaluations of a first-order sampler; a single one starts at ``high``.
         low: smallest level above 0.
         high: level of the start.
@@ -82,7 +82,9 @@ def ddpm_sigmas(alpha_bars: Tensor, visited: list[int]) -> tuple[float, ...]:
 
 
 def flow_sigmas(steps: int, *, start: float = 1e-3) -> tuple[float, ...]:
-    """Return the ``sigma = (1 - t) / t`` of flow matching's times 0, 1/steps, ..., 1; time 0, where sigma is infinite, is ``start``.
+    """Return the ``sigma = (1 - t) / t`` of flow matching's times 0, 1/steps, ..., 1.
+
+    Time 0, where sigma is infinite, is replaced by ``start``.
 
     Raises:
         RefusedError: fewer than one step.

@@ -1,13 +1,14 @@
 """Samplers as pure functions of (denoiser, sigmas, latent noise), for ``noisy = clean + sigma * noise``.
 
-All integrate the probability flow ``dx / dsigma = (x - denoised(x, sigma)) / sigma`` from ``sigmas[0]`` down to 0 (Karras et al. 2022,
-eq. 1), or add noise back on the way. A denoiser maps (noisy chunk (b, h, a), index into ``sigmas``) to the clean estimate (b, h, a). It
-is asked about ``sigmas[:-1]`` only: the last level is 0, where the chunk is clean. Samplers are differentiable and do not wait for a
-device. DDIM (Song et al. 2021) is Euler's method in ``sigma``, so it is not written twice.
+All integrate the probability flow ``dx / dsigma = (x - denoised(x, sigma)) / sigma`` from ``sigmas[0]`` down to 0 (Karras et
+al. 2022, eq. 1), or add noise back on the way. A denoiser maps (noisy chunk (b, h, a), index into ``sigmas``) to the clean
+estimate (b, h, a). It is asked about ``sigmas[:-1]`` only: the last level is 0, where the chunk is clean. Samplers are
+differentiable and do not wait for a device. DDIM (Song et al. 2021) is Euler's method in ``sigma``, so it is not written twice.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -40,8 +41,8 @@ def euler(denoise: Denoise, sigmas: Sequence[float], latent_noise: Tensor) -> Te
 def euler_ancestral(denoise: Denoise, sigmas: Sequence[float], latent_noise: Tensor) -> Tensor:
     """Euler to a lower level than asked for, then fresh noise up to it: ``down^2 + up^2 = sigma'^2``.
 
-    ``up^2 = sigma'^2 (sigma^2 - sigma'^2) / sigma^2`` (DDIM with eta = 1). ``latent_noise`` is (b, n, h, a): the start, then the fresh
-    noise of each step but the last; else as :func:`euler`.
+    ``up^2 = sigma'^2 (sigma^2 - sigma'^2) / sigma^2`` (DDIM with eta = 1). ``latent_noise`` is (b, n, h, a): the start, then
+    the fresh noise of each step but the last; else as :func:`euler`.
     """
     x = sigmas[0] * latent_noise[:, 0]
     for index, (sigma, following) in enumerate(_pairs(sigmas)):
@@ -55,7 +56,7 @@ def euler_ancestral(denoise: Denoise, sigmas: Sequence[float], latent_noise: Ten
 
 
 def heun(denoise: Denoise, sigmas: Sequence[float], latent_noise: Tensor) -> Tensor:
-    """Second order: Euler's step, then again with the mean of the slopes at both ends (Karras et al. 2022, algorithm 1, no churn).
+    """Second order: Euler's step, then again with the mean of the slopes at both ends (Karras et al. 2022, algorithm 1).
 
     Two evaluations per step, one in the last, whose end has no slope. Arguments as :func:`euler`.
     """
@@ -74,8 +75,8 @@ def dpmpp_2m(denoise: Denoise, sigmas: Sequence[float], latent_noise: Tensor) ->
     """Second order with one evaluation per step: DPM-Solver++(2M) (Lu et al. 2022, algorithm 2).
 
     With ``h = log(sigma / sigma')`` and the last step's ``h_old``, the clean estimate is extrapolated by half a step,
-    ``d = denoised + h / (2 h_old) (denoised - denoised_old)``, and ``x' = (sigma' / sigma) x - expm1(-h) d``; the first and the last step
-    take ``denoised`` itself. Arguments as :func:`euler`.
+    ``d = denoised + h / (2 h_old) (denoised - denoised_old)``, and ``x' = (sigma' / sigma) x - expm1(-h) d``; the first and
+    the last step take ``denoised`` itself. Arguments as :func:`euler`.
     """
     x = sigmas[0] * latent_noise[:, 0]
     old: Tensor | None = None
@@ -130,6 +131,6 @@ def get_sampler(name: str) -> Sampler:
 
 
 def _pairs(sigmas: Sequence[float]) -> list[tuple[float, float]]:
-    if len(sigmas) < 2 or sigmas[-1] != 0.0 or any(b >= a for a, b in zip(sigmas, sigmas[1:], strict=False)):
+    if len(sigmas) < 2 or sigmas[-1] != 0.0 or any(b >= a for a, b in itertools.pairwise(sigmas)):
         raise RefusedError(f"A sampler needs decreasing noise levels that end in 0, at least one step; got {tuple(sigmas)}.")
-    return list(zip(sigmas, sigmas[1:], strict=False))
+    return list(itertools.pairwise(sigmas))

@@ -37,9 +37,9 @@ class DenoiserConfig:
             raise RefusedError(f"Unknown denoiser kind {self.kind!r}. {nearest(self.kind, ('mlp', 'unet', 'transformer'))}")
 
 
-def make_denoiser(config: DenoiserConfig, *, pred_horizon: int, action_dim: int, condition_dim: int) -> Denoiser:
-    """Build the chosen network with fresh weights."""
-    sizes = {"pred_horizon": pred_horizon, "action_dim": action_dim, "condition_dim": condition_dim}
+def make_denoiser(config: DenoiserConfig, *, pred_horizon: int, action_dim: int, condition_dim: int, flags: int = 0) -> Denoiser:
+    """Build the chosen network with fresh weights; ``flags`` more numbers per action step are read with the noisy chunk."""
+    sizes = {"pred_horizon": pred_horizon, "action_dim": action_dim, "condition_dim": condition_dim, "flags": flags}
     if config.kind == "unet":
         return UnetDenoiser(config.unet, **sizes)
     if config.kind == "transformer":

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robolearn.core.errors import RefusedError
+from robolearn.core.errors import RefusedError, nearest
 from robolearn.core.observation import check_observation, flat_streams
 from robolearn.core.types import ACTION, Array, FeatureSpec, Observation, Spaces, is_image
 from robolearn.data.normalizer import Normalizer
@@ -50,6 +50,18 @@ class ObservationEncoder(nn.Module):
             encoder = self.images[0 if self.shared else index]
             parts.append(encoder(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2]).flatten(1))
         return torch.cat(parts, dim=-1)
+
+    def positions(self, key: str) -> list[list[int]]:
+        """Return where the condition holds the elements of ``key``: one list per observation step."""
+        sizes = {k: f.shape[0] for k, f in self.features.items() if not is_image(k)}
+        flat = self.obs_horizon * sum(sizes.values())
+        per_camera = (self.condition_dim - flat) // (self.obs_horizon * max(1, len(self.cameras)))
+        start = 0
+        for name, size in (sizes | dict.fromkeys(self.cameras, per_camera)).items():
+            if name == key:
+                return [list(range(start + o * size, start + (o + 1) * size)) for o in range(self.obs_horizon)]
+            start += self.obs_horizon * size
+        raise RefusedError(f"Observation key {key!r} is not encoded. {nearest(key, self.features)}")
 
     def element_names(self) -> list[str]:
         """Return a name for each element of the condition: the stream's own, ``<key>.<number>`` where it gives none."""

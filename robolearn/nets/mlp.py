@@ -35,14 +35,14 @@ class MlpDenoiser(nn.Module):
     norm of Peebles and Xie 2023 without its gate.
     """
 
-    def __init__(self, config: MlpConfig, *, pred_horizon: int, action_dim: int, condition_dim: int) -> None:
+    def __init__(self, config: MlpConfig, *, pred_horizon: int, action_dim: int, condition_dim: int, flags: int = 0) -> None:
         super().__init__()
         width = config.width
         self.shape = (pred_horizon, action_dim)
         self.level_embedding = LevelEmbedding(config.level_width, nn.SiLU)
         self.level_film = nn.Linear(config.level_width, 2 * width * config.blocks)
         self.condition_in = nn.Sequential(nn.Linear(condition_dim, width), nn.SiLU(), nn.Linear(width, width))
-        self.chunk_in = nn.Linear(pred_horizon * action_dim, width)
+        self.chunk_in = nn.Linear(pred_horizon * (action_dim + flags), width)
         self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(config.blocks))
         self.blocks = nn.ModuleList(_block(width, config.dropout) for _ in range(config.blocks))
         self.chunk_out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, pred_horizon * action_dim))

@@ -43,7 +43,9 @@ class TransformerDenoiser(nn.Module):
     outside of the denoising loop.
     """
 
-    def __init__(self, config: TransformerConfig, *, pred_horizon: int, action_dim: int, condition_dim: int) -> None:
+    def __init__(
+        self, config: TransformerConfig, *, pred_horizon: int, action_dim: int, condition_dim: int, flags: int = 0
+    ) -> None:
         super().__init__()
         width = config.width
         self.level_embedding = LevelEmbedding(config.level_width, nn.SiLU)
@@ -52,7 +54,7 @@ class TransformerDenoiser(nn.Module):
         self.modulations = 6 * config.layers + 2
         self.film_level = nn.Linear(config.level_width, self.modulations * width)
         self.film_condition = nn.Linear(width, self.modulations * width, bias=False)
-        self.action_in = nn.Linear(action_dim, width)
+        self.action_in = nn.Linear(action_dim + flags, width)
         self.position = nn.Parameter(0.02 * torch.randn(pred_horizon, width))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.out = nn.Linear(width, action_dim)

@@ -44,7 +44,7 @@ class UnetDenoiser(nn.Module):
     and one that depends on the condition; both are computed for all blocks in one product and outside of the denoising loop.
     """
 
-    def __init__(self, config: UnetConfig, *, pred_horizon: int, action_dim: int, condition_dim: int) -> None:
+    def __init__(self, config: UnetConfig, *, pred_horizon: int, action_dim: int, condition_dim: int, flags: int = 0) -> None:
         super().__init__()
         dims, halvings = config.down_dims, len(config.down_dims) - 1
         if pred_horizon % 2**halvings:
@@ -52,7 +52,7 @@ class UnetDenoiser(nn.Module):
                 f"UNet: {pred_horizon=} must be a multiple of {2**halvings}, as down_dims={dims} halves it {halvings}x."
             )
         self.level_embedding = LevelEmbedding(config.level_width, nn.Mish)
-        pairs = list(pairwise((action_dim, *dims)))
+        pairs = list(pairwise((action_dim + flags, *dims)))
         self.down = nn.ModuleList(_stage(config, dim_in, dim_out) for dim_in, dim_out in pairs)
         self.middle = _stage(config, dims[-1], dims[-1])
         self.up = nn.ModuleList(_stage(config, 2 * dim_out, dim_in) for dim_in, dim_out in reversed(pairs[1:]))

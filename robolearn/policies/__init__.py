@@ -11,7 +11,7 @@ from robolearn.core.errors import RefusedError, nearest
 from robolearn.core.protocols import Policy
 from robolearn.core.types import Spaces
 
-_NOT_POLICIES = {"loading", "refined"}
+_NOT_POLICIES = {"edm_transformer", "generative", "loading", "refined"}
 
 
 def policy_names() -> list[str]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from robolearn.core.errors import RefusedError
-from robolearn.core.observation import check_latent, select_observation
-from robolearn.core.protocols import RandomSource
-from robolearn.core.seeding import standard_normal
-from robolearn.core.types import ACTION, ENVIRONMENT_STATE, STATE, ActionChunk, Array, Observation, Spaces, is_image
+from robolearn.core.types import ACTION, ENVIRONMENT_STATE, STATE, Spaces
 from robolearn.data.normalizer import Normalizer
 from robolearn.diffusion import sampling, schedules
+from robolearn.diffusion.edm import ddpm_sigmas
+from robolearn.diffusion.samplers import Denoise
 from robolearn.nets.denoisers import DenoiserConfig, make_denoiser
-from robolearn.nets.encoders import ObservationEncoder, check_actions, require_streams
 from robolearn.nets.images import ImageConfig
-from robolearn.nets.losses import chunk_mean
+from robolearn.policies.generative import GenerativePolicy, check_horizons
 
 
 @dataclass(frozen=True)
@@ -42,118 +39,108 @@ class Config:
     """How the noise grows with the level; diffusers' names."""
     prediction: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
     """What the network outputs: the noise, the clean chunk or the velocity."""
-    sampler: Literal["ddim", "ddpm"] = "ddim"
-    """``ddim`` is deterministic from its start; ``ddpm`` draws fresh noise at each step, all of it part of the latent."""
+    sampler: Literal["ddim", "ddpm", "euler_ancestral", "heun", "dpmpp_2m", "one_step"] = "ddim"
+    """``ddim`` is deterministic from its start; ``ddpm`` draws fresh noise at each step, all of it part of the latent. The others
+    are those of :mod:`robolearn.diffusion.samplers`; ``one_step`` is for distilled students."""
     sampler_steps: int = 10
     """Network evaluations per decision, at most ``noise_levels``."""
     spacing: Literal["leading", "trailing"] = "leading"
     """Which noise levels the sampler visits."""
     clip: float = 1.0
     """Bound on the clean estimate, in normalised action units; 0 turns it off."""
+    max_delay: int = 0
+    """Leading actions, up to this number, that training gives the network clean, so that a chunk can continue what is being
+    executed meanwhile (real-time chunking, arXiv 2512.05964). 0 trains without."""
     mask_padding: bool = False
     """Leave actions that pad the end of an episode out of the loss. Diffusion Policy counts them, which teaches to stay."""
 
     def __post_init__(self) -> None:
-        if self.obs_horizon < 1 or self.pred_horizon < 1:
-            raise RefusedError(f"obs_horizon={self.obs_horizon} and pred_horizon={self.pred_horizon} must be >= 1.")
+        check_horizons(self)
         if self.clip < 0.0:
             raise RefusedError(f"clip={self.clip} must not be negative.")
         if not 1 <= self.sampler_steps <= self.noise_levels:
             raise RefusedError(f"sampler_steps={self.sampler_steps} must lie in [1, noise_levels={self.noise_levels}].")
 
 
-class Policy(nn.Module):
-    """Denoises chunks in normalised action units; inputs and outputs are raw units.
+class Policy(GenerativePolicy):
+    """Diffusion Policy on DDPM's discrete noise levels; see :class:`robolearn.policies.generative.GenerativePolicy`.
 
-    Attributes:
-        config, spaces: what it was made from; ``spaces`` holds only the observation keys that it reads.
-        latent_shape: (k, h, a): the start, then each step's fresh noise where the sampler is ``ddpm`` (k = 1 for ``ddim``).
+    With ``ddim`` and ``ddpm`` chunks are sampled in DDPM's own terms, step by step as diffusers does.
     """
 
     alpha_bars: Tensor
     levels: Tensor
 
     def __init__(self, config: Config, spaces: Spaces, normalizer: Normalizer) -> None:
-        super().__init__()
-        self.config = config
-        self.spaces = select_observation(spaces, config.observation_keys)
-        self.obs_horizon, self.pred_horizon = config.obs_horizon, config.pred_horizon
-        self.normalizer = require_streams(normalizer, self.spaces)
-        self.encoder = ObservationEncoder(self.spaces.observation, config.obs_horizon, image=config.image)
+        super().__init__(config, spaces, normalizer)
         shape = {"pred_horizon": config.pred_horizon, "action_dim": spaces.action_dim}
-        self.denoiser = make_denoiser(config.denoiser, **shape, condition_dim=self.encoder.condition_dim)
+        sizes = {"condition_dim": self.encoder.condition_dim, "flags": int(config.max_delay > 0)}
+        self.denoiser = make_denoiser(config.denoiser, **shape, **sizes)
         alpha_bars = schedules.alpha_bars(config.schedule, levels=config.noise_levels)
         visited = sampling.step_levels(levels=config.noise_levels, steps=config.sampler_steps, spacing=config.spacing)
-        make_steps = sampling.ddim_steps if config.sampler == "ddim" else sampling.ddpm_steps
+        make_steps = sampling.ddpm_steps if config.sampler == "ddpm" else sampling.ddim_steps
         self.steps = make_steps(alpha_bars, visited, config.prediction)
-        self.latent_shape = (sampling.noise_draws(self.steps), config.pred_horizon, spaces.action_dim)
+        self._visit("ddim" if config.sampler == "ddpm" else config.sampler, ddpm_sigmas(alpha_bars, visited))
+        if config.sampler == "ddpm":
+            self.latent_shape = (sampling.noise_draws(self.steps), config.pred_horizon, spaces.action_dim)
         self.register_buffer("alpha_bars", alpha_bars.float(), persistent=False)
         self.register_buffer("levels", torch.tensor(visited), persistent=False)
 
-    def card(self) -> dict[str, object]:
-        """Return what :func:`robolearn.policies.loading.load_policy` needs besides the weights; JSON-serialisable."""
-        what: dict[str, object] = {"policy": "diffusion", "config": asdict(self.config), "spaces": self.spaces.to_json()}
-        return what | {"normalizer": self.normalizer.modes}
-
-    def loss(self, batch: Mapping[str, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean squared error of the network's output at random noise levels (Ho et al. 2020, eq. 14), and metrics.
-
-        Args:
-            batch: raw units; observation keys (b, o, ...), ``action`` (b, h, a), ``action_is_pad`` (b, h) bool.
-            rng: draws levels, noise and crops, on the batch's device.
-
-        Raises:
-            RefusedError: a key is missing or has another shape.
-        """
-        self.encoder.check(batch)
-        action = check_actions(batch, self.pred_horizon, self.spaces.action_dim)
-        clean = self.normalizer.apply(ACTION, action)
+    def chunk_error(self, clean: Tensor, condition: Tensor, known: Tensor | None, rng: torch.Generator) -> tuple[Tensor, dict]:
+        """Return squared errors (b, h, a) of the network's output at random noise levels (Ho et al. 2020, eq. 14)."""
         level = torch.randint(self.config.noise_levels, (len(clean),), generator=rng, device=clean.device)
         noise = torch.randn(clean.shape, generator=rng, device=clean.device)
         alpha_bar = self.alpha_bars[level]
         noisy = schedules.add_noise(clean, noise, alpha_bar)
-        output = self.denoiser(noisy, level, self.condition(batch, rng))
+        if known is not None:
+            noisy = torch.where(known[..., None], clean, noisy)
+        output = self.denoiser(self._flagged(noisy, known), level, condition)
         target = schedules.training_target(self.config.prediction, clean=clean, noise=noise, alpha_bar=alpha_bar)
-        error = nn.functional.mse_loss(output.float(), target, reduction="none")
-        loss = chunk_mean(error, batch["action_is_pad"] if self.config.mask_padding else None)
-        return loss, {"loss": loss.detach()}
+        return nn.functional.mse_loss(output.float(), target, reduction="none"), {}
 
-    def decode_tensor(self, observation: Mapping[str, Tensor], latent_noise: Tensor) -> Tensor:
-        """Return the chunk (b, h, a), raw units, of tensors key -> (b, o, ...) and (b, *latent_shape); differentiable."""
-        return self.decode_condition(self.condition(observation), latent_noise)
+    def denoised(self, noisy: Tensor, index: Tensor, condition: Tensor, known: Tensor | None = None) -> Tensor:
+        """See :meth:`GenerativePolicy.denoised`."""
+        scaled = self._scaled(noisy, self.alpha_bars[self.levels[index]].sqrt()[:, None, None], known)
+        output = self.denoiser(self._flagged(scaled, known), self.levels[index], condition)
+        rows = [(step.denoised_from_noisy, step.denoised_from_output) for step in self.steps]
+        table = torch.tensor(rows, dtype=torch.float32, device=noisy.device)[index]
+        return self._clipped(table[:, :1, None] * scaled + table[:, 1:, None] * output.float())
+
+    def fast_denoiser(self, condition: Tensor, known: Tensor | None = None) -> Denoise:
+        """See :meth:`GenerativePolicy.fast_denoiser`."""
+        levels = self.denoiser.embed_levels(self.levels)
+        embedded = self.denoiser.embed_condition(condition)
+        signal = [float(1.0 / (1.0 + sigma**2) ** 0.5) for sigma in self.sigmas]
+
+        def denoise(noisy: Tensor, index: int) -> Tensor:
+            scaled, step = self._scaled(noisy, signal[index], known), self.steps[index]
+            output = self.denoiser.denoise(self._flagged(scaled, known), levels[index : index + 1], embedded)
+            return self._clipped(step.denoised_from_noisy * scaled + step.denoised_from_output * output.to(noisy.dtype))
+
+        return denoise
 
     def decode_condition(self, condition: Tensor, latent_noise: Tensor) -> Tensor:
-        """Return the chunk (b, h, a), raw units, of conditions (b, c) from :meth:`condition` and (b, *latent_shape)."""
+        """See :meth:`GenerativePolicy.decode_condition`; ``ddim`` and ``ddpm`` start from N(0, 1), as DDPM does."""
+        if self.config.sampler not in ("ddim", "ddpm"):
+            return super().decode_condition(condition, latent_noise)
         levels = self.denoiser.embed_levels(self.levels)
         embedded = self.denoiser.embed_condition(condition)
 
         def denoise(noisy: Tensor, index: int) -> Tensor:
-            return self.denoiser.denoise(noisy, levels[index : index + 1], embedded)
+            return self.denoiser.denoise(self._flagged(noisy, None), levels[index : index + 1], embedded)
 
         normalized = sampling.sample(denoise, self.steps, latent_noise, clip=self.config.clip or None)
         return self.normalizer.invert(ACTION, normalized)
 
-    def predict_tensor(self, observation: Mapping[str, Tensor], rng: torch.Generator) -> Tensor:
-        """Return a sampled chunk (b, h, a) for tensors on the policy's device, where ``rng`` must be too."""
-        rows = len(observation[self.config.observation_keys[0]])
-        noise = torch.randn((rows, *self.latent_shape), generator=rng, device=self.levels.device)
-        return self.decode_tensor(observation, noise)
+    def _scaled(self, noisy: Tensor, signal: Tensor | float, known: Tensor | None) -> Tensor:
+        """Return what DDPM's network sees of ``noisy``; known actions are clean and stay."""
+        return signal * noisy if known is None else torch.where(known[..., None], noisy, signal * noisy)
 
-    def decode(self, observation: Observation, latent_noise: Array) -> ActionChunk:
-        """See :meth:`robolearn.core.protocols.LatentPolicy.decode`."""
-        tensors = self.encoder.read(observation, self.levels.device)
-        check_latent(latent_noise, observation, self.latent_shape)
-        with torch.inference_mode():
-            noise = torch.as_tensor(latent_noise, dtype=torch.float32, device=self.levels.device)
-            return ActionChunk(self.decode_tensor(tensors, noise).float().cpu().numpy())
+    def _flagged(self, noisy: Tensor, known: Tensor | None) -> Tensor:
+        if not self.config.max_delay:
+            return noisy
+        flag = torch.zeros_like(noisy[..., :1]) if known is None else known[..., None].to(noisy.dtype)
+        return torch.cat((noisy, flag), dim=-1)
 
-    def predict(self, observation: Observation, rng: RandomSource) -> ActionChunk:
-        """See :meth:`robolearn.core.protocols.Policy.predict`."""
-        rows = len(next(iter(observation.values()), ()))
-        return self.decode(observation, standard_normal(rng, (rows, *self.latent_shape)))
-
-    def condition(self, observation: Mapping[str, Tensor], rng: torch.Generator | None = None) -> Tensor:
-        """Return what conditions the chunk, (b, c): encodes an observation key -> (b, o, ...), raw units; ``rng`` draws crops."""
-        normalize = self.normalizer.apply
-        streams = {k: observation[k] if is_image(k) else normalize(k, observation[k]) for k in self.spaces.observation}
-        return self.encoder(streams, rng)
+    def _clipped(self, denoised: Tensor) -> Tensor:
+        return denoised.clamp(-self.config.clip, self.config.clip) if self.config.clip else denoised

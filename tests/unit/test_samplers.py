@@ -4,6 +4,7 @@ For data N(m, s^2) the best denoiser is m + s^2 / (s^2 + sigma^2) (x - m), and t
 sqrt((s^2 + sigma'^2) / (s^2 + sigma^2)) on its way from sigma to sigma'.
 """
 
+import itertools
 import math
 
 import pytest
@@ -57,7 +58,7 @@ def test_ancestral_sampling_keeps_the_spread_and_follows_its_recursion():
     sigmas = edm.sigma_steps("exponential", 60, low=LOW, high=HIGH)
     # Each step is affine in the deviation d = x - m: d' = gain d + up z, so the variance follows a recursion by hand.
     variance = HIGH**2
-    for sigma, following in zip(sigmas[:-2], sigmas[1:-1], strict=True):
+    for sigma, following in itertools.pairwise(sigmas):
         keep = DEVIATION**2 / (DEVIATION**2 + sigma**2)
         ratio = (following / sigma) ** 2  # down / sigma
         variance = (keep + ratio * (1 - keep)) ** 2 * variance + following**2 * (1 - (following / sigma) ** 2)
@@ -106,7 +107,7 @@ def test_euler_in_sigma_is_eulers_method_of_flow_matching():
     assert sigmas == pytest.approx([(1 - t) / t for t in times])
     noise = start()
     x = (1 - times[0]) * noise[:, 0]
-    for index, (t, following) in enumerate(zip(times, times[1:], strict=False)):
+    for index, (t, following) in enumerate(itertools.pairwise(times)):
         x = x + (following - t) * (exact(sigmas)(x / t, index) - x) / (1 - t)
     torch.testing.assert_close(samplers.euler(exact(sigmas), sigmas, noise), x, rtol=1e-9, atol=1e-9)
 
@@ -145,7 +146,7 @@ def test_bad_levels_are_refused_by_name():
         edm.sigma_steps("linear", 3, low=2.0, high=1.0)
     with pytest.raises(RefusedError, match="Unknown sigma schedule 'cosine'"):
         edm.sigma_steps("cosine", 3, low=1.0, high=2.0)
-    with pytest.raises(RefusedError, match="Unknown sampler 'hein'.*Did you mean 'heun'"):
+    with pytest.raises(RefusedError, match=r"Unknown sampler 'hein'.*Did you mean 'heun'"):
         samplers.get_sampler("hein")
     with pytest.raises(RefusedError, match="at least one step"):
         samplers.euler(exact((0.0,)), (0.0,), start())
