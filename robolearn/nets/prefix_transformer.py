@@ -33,9 +33,9 @@ LEVEL_SCALE = 100.0
 class PrefixTransformerConfig:
     """Size of the transformer."""
 
-    width: int = 128
+    width: int = 64
     """Features per token."""
-    layers: int = 4
+    layers: int = 3
     """Layers of attention and experts."""
     heads: int = 4
     """Attention heads; must divide ``width``."""

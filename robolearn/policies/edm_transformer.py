@@ -204,7 +204,7 @@ class EdmTransformer(nn.Module):
 
 
 def _tokens(encoder: ObservationEncoder, goal_key: str) -> list[tuple[str, list[int]]]:
-    """Lay the condition out as tokens: the goal's newest step, then per observation step one of all flat streams and one a camera."""
+    """Lay the condition out as tokens: the goal's newest step, then per step one of all flat streams and one a camera."""
     tokens = [("goal", encoder.positions(goal_key)[-1])] if goal_key else []
     flat = [encoder.positions(key) for key in encoder.features if key not in encoder.cameras and key != goal_key]
     for step in range(encoder.obs_horizon):
