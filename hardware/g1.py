@@ -56,6 +56,8 @@ SPEC = RobotSpec(
     kp=(60.0,) * 14,
     kd=(1.5,) * 14,
     wire_index=tuple(range(15, 29)),
+    max_relative_target=0.3,
+    max_tracking_error=0.25,
     sources={
         "position_low": _URDF,
         "position_high": _URDF,
@@ -65,6 +67,7 @@ SPEC = RobotSpec(
         "max_effort": _URDF,
         "home": "chosen: upper arms beside the torso, elbows bent",
         "position_margin": "chosen: 0.05 rad, more than a control period at full speed (0.04 rad)",
+        "max_tracking_error": "chosen: with kp 60 N m/rad an arm held out sags by about 0.12 rad (7 N m), and lags",
         "control_rate_hz": f"chosen between the example's 50 Hz and xr_teleoperate's 250 Hz ({_EXAMPLE})",
         "tcp": f"{_URDF}: hand_palm_joint",
         "command_interfaces": "unitree_sdk2 arm_sdk: topic rt/arm_sdk (rt/ is DDS's prefix, so the ROS topic is arm_sdk)",

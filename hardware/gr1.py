@@ -63,6 +63,7 @@ SPEC = RobotSpec(
         "max_effort": _CHOSEN,
         "home": "robosuite 1.5.1 gr1_robot.py init_qpos of GR1FixedLowerBody, the shoulder roll at 0.1 rad as there",
         "position_margin": "chosen: 0.05 rad, more than a control period at full speed (0.03 rad)",
+        "max_tracking_error": "chosen: 0.2 s behind at the gate's full speed (0.75 rad/s)",
         "control_rate_hz": "chosen: the gate's rate",
         "tcp": "Fourier's URDF naming",
         "command_interfaces": "chosen: a forward position controller in front of Fourier's SDK, which this project has not read",

@@ -47,6 +47,8 @@ SPEC = RobotSpec(
             source="lerobot 0.6.1 so_follower.py: RANGE_0_100; speed chosen: open to closed within 0.5 s",
         ),
     ),
+    max_relative_target=0.3,
+    max_tracking_error=0.25,
     sources={
         "position_low": _URDF,
         "position_high": _URDF,
@@ -56,6 +58,7 @@ SPEC = RobotSpec(
         "max_effort": _SERVO,
         "home": "chosen: folded above the base",
         "position_margin": "chosen: 0.05 rad, near a control period at full speed (0.06 rad)",
+        "max_tracking_error": "chosen: hobby servos lag by about 0.15 s, which is 0.11 rad at the gate's full speed (0.75 rad/s)",
         "control_rate_hz": "chosen: one bus read and write of six servos take about 10 ms at 1 Mbaud",
         "tcp": f"{_URDF}: gripper_frame_link",
         "command_interfaces": "lerobot 0.6.1 so_follower.py: Goal_Position",

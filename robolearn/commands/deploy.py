@@ -66,6 +66,10 @@ class DeployRecipe:
     """Control rate of the gate; 0 takes the policy's [Hz]."""
     policy_timeout_s: float = 2.0
     """Silence of the policy at which the gate stops [s]; in real time 0.25 is the robots' value."""
+    workspace_low: tuple[float, ...] = ()
+    """Corner of the tools' box, x y z in the robot's base frame, where the task's differs from the robot's own [m]."""
+    workspace_high: tuple[float, ...] = ()
+    """The opposite corner [m]."""
     novelty: bool = True
     """Score observations by their distance from the training data: slow down beyond its threshold, fall back to a refined
     policy's base, stop at twice the threshold."""
@@ -172,6 +176,8 @@ def run_over_ros(bundle: Bundle, settings: DeployRecipe, training: Recipe, folde
         "lead_s": str(settings.lead_s),
         "rate_hz": str(settings.rate_hz),
         "policy_timeout_s": str(settings.policy_timeout_s),
+        "workspace_low": json.dumps(list(settings.workspace_low) or [0.0]),
+        "workspace_high": json.dumps(list(settings.workspace_high) or [0.0]),
         "seeds": json.dumps(seeds),
         "results": str(results.resolve()),
     }

@@ -20,7 +20,7 @@ QOS = ("sensor", "reliable", "latched")
 """Best effort KEEP_LAST 5 (REP-2003's sensor data); reliable KEEP_LAST 10; reliable, transient local, depth 1."""
 
 _JOINT_FIELDS = ("position_low", "position_high", "max_velocity", "max_acceleration", "max_jerk", "max_effort", "home")
-_SOURCED = (*_JOINT_FIELDS, "position_margin", "control_rate_hz", "tcp", "command_interfaces", "topics")
+_SOURCED = (*_JOINT_FIELDS, "position_margin", "max_tracking_error", "control_rate_hz", "tcp", "command_interfaces", "topics")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,9 @@ class KinematicModel:
     base_body: str
     """Body whose frame is the robot's base frame."""
     tcp_bodies: tuple[str, ...]
-    """One body per arm; its origin is that arm's tool centre point in the workspace check."""
+    """One body per arm that carries its tool centre point for the workspace check."""
+    tcp_offset_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """That point in the frame of its body, the same for every arm [m]."""
 
     def locate(self) -> Path:
         """Return where the installed package keeps the file; the package is not imported.
@@ -171,6 +173,11 @@ class RobotSpec:
     """Part of the maker's velocity, acceleration and jerk that the gate allows; 1 is the maker's limit."""
     max_relative_target: float = 0.2
     """Largest distance of a command from the measured position [rad]."""
+    max_tracking_error: float = 0.15
+    """Distance of the measured position from the command at which the gate latches: a stuck, pushed or limp joint [rad].
+
+    Less than ``max_relative_target``, beyond which no command leads, or it would never be reached.
+    """
     max_command_age_s: float = 0.25
     """Age at which a chunk may no longer be begun, and how long the policy may be silent [s]."""
     max_observation_age_s: float = 0.1
@@ -216,10 +223,16 @@ class RobotSpec:
             values = np.asarray(getattr(self, name), float)
             if not (np.isfinite(values) & (values > 0)).all():
                 raise RefusedError(f"Robot {self.name!r}: {name}={values.tolist()} must be positive and finite.")
-        for name in ("control_rate_hz", "speed_scale", "max_relative_target", "max_command_age_s", "max_observation_age_s"):
+        positive = ("control_rate_hz", "speed_scale", "max_relative_target", "max_tracking_error")
+        for name in (*positive, "max_command_age_s", "max_observation_age_s"):
             value = getattr(self, name)
             if not (np.isfinite(value) and value > 0):
                 raise RefusedError(f"Robot {self.name!r}: {name}={value} must be positive and finite.")
+        if self.max_tracking_error >= self.max_relative_target:
+            raise RefusedError(
+                f"Robot {self.name!r}: max_tracking_error={self.max_tracking_error} would never be reached, because commands "
+                f"lead by at most max_relative_target={self.max_relative_target}."
+            )
         if self.speed_scale > 1:
             raise RefusedError(f"Robot {self.name!r}: speed_scale={self.speed_scale} would exceed the maker's limits.")
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
@@ -24,25 +25,35 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.robot import RobotSpec
 from robolearn.core.types import Array, Spaces
 from robolearn.deploy.chunk import Chunk, Track, read_chunk
-from robolearn.deploy.gate_config import JOINT_STATES, Command, GateConfig, GateState
+from robolearn.deploy.gate_config import JOINT_STATES, Command, GateConfig, GateState, RateGuard
 from robolearn.deploy.limits import SafetyLimits, filled
 from robolearn.deploy.safety import Guard, SafetyFilter
+from robolearn.deploy.slowdown import Slowdown
 
 
 class CommandGate:
     """Executes chunks of one robot's commands, inside its limits, until something is wrong."""
 
     def __init__(
-        self, limits: SafetyLimits, config: GateConfig, *, names: tuple[str, ...], measured_dim: int, guard: Guard | None = None
+        self,
+        limits: SafetyLimits,
+        config: GateConfig,
+        *,
+        names: tuple[str, ...],
+        measured_dim: int,
+        guard: Guard | RateGuard | None = None,
     ) -> None:
-        """Make a gate for commands called ``names``, of which the first ``measured_dim`` are measured positions (0: rates)."""
+        """Make a gate for ``names``, of which the first ``measured_dim`` are measured positions (0: rates, with a RateGuard)."""
         if len(names) != limits.dim or not 0 <= measured_dim <= limits.dim:
             raise RefusedError(f"{limits.dim} limits came with {len(names)} names, of which {measured_dim} are measured.")
         self._limits, self._config, self._names, self._n = limits, config, names, measured_dim
-        self._rest = filled(limits.rest_command, limits.dim, np.nan)
-        self._filter = SafetyFilter(limits, num_rows=1, guard=guard)
+        self._slowdown = Slowdown(limits, novelty_stop=config.novelty_stop, rates=not measured_dim)
+        self._rate_guard: RateGuard | None = None if measured_dim else cast(RateGuard | None, guard)
+        self._filter = SafetyFilter(limits, num_rows=1, guard=cast(Guard | None, guard) if measured_dim else None)
         self._dt = 1 / limits.control_rate_hz
         self._low, self._high = limits.inner_bounds()
+        rest = filled(limits.rest_command, limits.dim, np.nan)
+        self._rest = np.where(np.isfinite(rest), rest, np.clip(0.0, self._low, self._high))
         self._measured: Array = np.full(measured_dim, np.nan)
         self._seen: dict[str, float] = {}
         self._pressed: bool | None = None
@@ -68,17 +79,19 @@ class CommandGate:
     def for_robot(cls, spec: RobotSpec, config: GateConfig, *, guard: Guard | None = None) -> CommandGate:
         """Return a gate for joint positions [rad] and grippers [-1 open, 1 closed], in the order of the spec."""
         names = spec.joints + tuple(gripper.joint for gripper in spec.grippers)
+        config = replace(config, max_tracking_error=config.max_tracking_error or spec.max_tracking_error)
         return cls(SafetyLimits.from_robot(spec), config, names=names, measured_dim=spec.dim, guard=guard)
 
     @classmethod
-    def for_spaces(cls, spaces: Spaces, config: GateConfig, *, control_rate_hz: float | None = None) -> CommandGate:
+    def for_spaces(
+        cls, spaces: Spaces, config: GateConfig, *, control_rate_hz: float | None = None, guard: RateGuard | None = None
+    ) -> CommandGate:
         """Return a gate for actions that are rates, such as OSC pose deltas: the evaluator's own filter, which rests at 0.
 
         ``control_rate_hz`` may exceed the policy's, so that stops come sooner: each row is sent until its step is over.
         """
-        limits = SafetyLimits.from_spaces(spaces)
-        limits = replace(limits, control_rate_hz=control_rate_hz or limits.control_rate_hz)
-        return cls(limits, config, names=spaces.action.names, measured_dim=0)
+        limits = replace(SafetyLimits.from_spaces(spaces), control_rate_hz=control_rate_hz or spaces.control_rate_hz)
+        return cls(limits, config, names=spaces.action.names, measured_dim=0, guard=guard)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,8 +120,10 @@ class CommandGate:
             self.counts["measured_shape"] += 1
         elif not np.isfinite(position).all():
             self.counts["measured_non_finite"] += 1
-        elif self._is_news(JOINT_STATES, stamp_s, now_s) and self._n:
-            self._measured = position.copy()
+        elif self._is_news(JOINT_STATES, stamp_s, now_s):
+            self._measured = position.copy() if self._n else self._measured
+            if self._rate_guard is not None:
+                self._rate_guard.on_measured(position, stamp_s=stamp_s)
 
     def on_stream(self, name: str, *, stamp_s: float, now_s: float) -> None:
         """Note when the newest observation of another watched stream was taken."""
@@ -175,7 +190,8 @@ class CommandGate:
             raise RefusedError(f"Reset refused: {'; '.join(obstacles)}.")
         held = self._filter.position[0]
         follows = not self._let_go and np.isfinite(held).all() and self._near(held[: self._n])
-        start = held if follows else np.concatenate([self._measured, self._rest_of(held)])
+        # The elements without a measurement begin as they were, at rest, or near 0.
+        start: Array = held if follows else np.append(self._measured, np.where(np.isfinite(held), held, self._rest)[self._n :])
         self._restart(start)
         self._command, self._velocity = start, np.zeros_like(start)
         self._track, self._source, self._stamp_s, self._novelty = None, "", now_s, 0.0
@@ -231,7 +247,7 @@ class CommandGate:
             # A position is for the end of the period that begins now, a rate for the period itself.
             track.phase_s = track.phase_s + self._dt * self._slots if self._n else now_s - self._entered_s
             self.counts["underrun"] += track.ended
-            self._goal = self._slowed(track.target())
+            self._goal = self._slowdown.target(track.target(), self._goal, self._novelty)
             measured = np.concatenate([self._measured, before[self._n :]])[None]
             if track.ended and not self._n:
                 self._command = self._filter.coast()[0]
@@ -241,6 +257,13 @@ class CommandGate:
             self._command = self._filter.coast()[0]
         if self._n:
             self._velocity = (self._command - before) / self._dt
+        elif self._rate_guard is not None and self._state is GateState.RUNNING:
+            limited, reason = self._rate_guard.limit(self._command)
+            self.counts["workspace"] += bool((limited != self._command).any())
+            self._command = limited
+            if reason:
+                self._fault(reason, now_s, hard=True)
+                self._command = self._filter.coast()[0]
 
     def _watch(self, now_s: float) -> None:
         """Look for what is missing or wrong; hard faults first."""
@@ -375,23 +398,3 @@ class CommandGate:
         if not self._n or not np.isfinite(position).all():
             return True
         return bool((np.abs(position - self._measured) <= self._config.start_tolerance).all())
-
-    def _rest_of(self, held: Array) -> Array:
-        """Return where the elements without a measurement begin: as they were, at rest, or near 0."""
-        rest = np.where(np.isfinite(self._rest), self._rest, np.clip(0.0, self._low, self._high))
-        return np.where(np.isfinite(held), held, rest)[self._n :]
-
-    def _slowed(self, target: Array) -> Array:
-        """Return the target of this period, slowed down while what is seen is novel.
-
-        The speed is 1 up to a novelty of 1 and falls linearly to 0 at ``novelty_stop``. Rates are scaled towards their rest;
-        the target of positions moves at no more than that part of the velocity limits.
-        """
-        stop = self._config.novelty_stop
-        speed = float(np.clip((stop - self._novelty) / (stop - 1), 0, 1))
-        if speed == 1:
-            return target
-        if not self._n:
-            return np.where(np.isfinite(self._rest), self._rest + speed * (target - self._rest), target)
-        reach = speed * self._dt * filled(self._limits.max_velocity, self._limits.dim, np.inf)
-        return np.clip(target, self._goal - reach, self._goal + reach)

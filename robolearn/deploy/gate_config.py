@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 
@@ -44,7 +45,10 @@ class GateConfig:
     start_tolerance: float = 0.2
     """Largest distance between the first target of a run and the present command [rad]; positions only."""
     max_tracking_error: float | None = None
-    """Distance of the measured position from the command at which the gate latches [rad]; None does not look."""
+    """Distance of the measured position from the command at which the gate latches [rad].
+
+    None takes the robot's own (:attr:`robolearn.core.robot.RobotSpec.max_tracking_error`) in ``CommandGate.for_robot``.
+    """
     max_tick_gap_s: float = 0.1
     """A control loop that was away for longer begins again from rest."""
     future_tolerance_s: float = 0.02
@@ -64,6 +68,16 @@ class GateConfig:
                 raise RefusedError(f"{name}={value} must be positive and finite.")
         if self.novelty_stop <= 1 or not self.sources:
             raise RefusedError(f"novelty_stop={self.novelty_stop} must exceed 1, and sources={self.sources} name someone.")
+
+
+class RateGuard(Protocol):
+    """Keeps a robot that is commanded by rates in its workspace, by what it measures."""
+
+    def on_measured(self, position: Array, *, stamp_s: float) -> None:
+        """Take measured joint positions (n,) [rad]."""
+
+    def limit(self, rates: Array) -> tuple[Array, str]:
+        """Return rates (a,) that lead no farther out, and why the robot must stop, or ""."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class WorkspaceGuard:
         self._address = [self._model.jnt_qposadr[self._id(mujoco.mjtObj.mjOBJ_JOINT, j)] for j in spec.model.joints]
         self._base = self._id(mujoco.mjtObj.mjOBJ_BODY, spec.model.base_body)
         self._tcp = [self._id(mujoco.mjtObj.mjOBJ_BODY, body) for body in spec.model.tcp_bodies]
+        self._offset = np.array(spec.model.tcp_offset_m)
         pairs = spec.workspace.collision_pairs
         self._pairs = [tuple(self._geoms(body) for body in pair) for pair in pairs]
         self._reach = self._model.geom_rbound
@@ -66,7 +67,18 @@ class WorkspaceGuard:
     def tcp_positions(self) -> Array:
         """Return the tool centre points (arms, 3) in the base frame [m] at the last position that was looked at."""
         rotation = self._data.xmat[self._base].reshape(3, 3)
-        return (self._data.xpos[self._tcp] - self._data.xpos[self._base]) @ rotation
+        tcp = self._data.xpos[self._tcp] + self._data.xmat[self._tcp].reshape(-1, 3, 3) @ self._offset
+        return (tcp - self._data.xpos[self._base]) @ rotation
+
+    @property
+    def spec(self) -> RobotSpec:
+        """The robot."""
+        return self._spec
+
+    def tcp_at(self, position: Array) -> Array:
+        """Return the tool centre points (arms, 3) in the base frame [m] at a joint position (n,)."""
+        self._move(position)
+        return self.tcp_positions()
 
     def distance(self, first: str, second: str, position: Array, *, horizon_m: float = 1.0) -> float:
         """Return the distance of two bodies [m] at a joint position (n,), at most ``horizon_m``; negative if they overlap."""

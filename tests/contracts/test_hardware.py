@@ -203,3 +203,35 @@ def test_g1_motor_table():
 def test_an_unknown_robot_is_refused_with_the_nearest_name():
     with pytest.raises(RefusedError, match="Did you mean 'panda'"):
         hardware.load_robot("pandas")
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_a_stuck_joint_latches_every_robots_gate_by_default(name):
+    spec = hardware.load_robot(name)
+    gate = CommandGate.for_robot(spec, GateConfig(estop_timeout_s=None))
+    dt, home = 1 / spec.control_rate_hz, np.array(spec.home)
+    # The joint nearest to the hand is asked to turn at 0.2 rad/s, away from its nearer limit, but its measurement stays.
+    turn = np.zeros(spec.dim)
+    turn[-1] = 0.2 if spec.position_high[-1] - home[-1] > 1.1 else -0.2
+    position, far = home.copy(), 0.0
+    for k in range(int(3 * spec.control_rate_hz)):
+        now_s = k * dt
+        gate.on_measured(position, stamp_s=now_s, now_s=now_s)
+        if k == 1:
+            gate.reset(now_s=now_s)
+        if k >= 2 and k % 5 == 0:
+            ahead_s = now_s + 0.05 * np.arange(1, 11)[:, None]
+            values = np.concatenate([home + ahead_s * turn, np.ones((10, len(spec.grippers)))], axis=1)
+            gate.on_chunk(Chunk(gate.names, values, now_s, 0.05), now_s=now_s)
+        command = gate.tick(now_s)
+        if k > 2:
+            position[:-1] = command.position[: spec.dim - 1]
+            far = max(far, abs(command.position[spec.dim - 1] - home[-1]))
+    assert command.state is GateState.LATCHED
+    assert command.reason == "tracking_error"
+    assert spec.max_tracking_error < far < spec.max_relative_target + 0.01
+
+
+def test_a_tracking_error_that_no_command_reaches_is_refused():
+    with pytest.raises(RefusedError, match=r"max_tracking_error=0.2 would never be reached"):
+        dataclasses.replace(hardware.load_robot("panda"), max_tracking_error=0.2)

@@ -57,11 +57,11 @@ def test_sigterm_ends_nodes_in_every_state(client: Client, domain: str, tmp_path
         "recorder_node": {"contract": str(bundle.folder / "bundle.json")},
         "policy_node": {"bundle": str(bundle.folder), "robot": "panda"},
     }
-    # The heavy ones in the state with most to lose; all in one go, for starting a process is what takes time.
+    # The others in the state with most to lose; all in one go, for starting a process is what takes time.
     states: dict[str, tuple[int, ...]] = {"unconfigured": (), "inactive": (CONFIGURE,), "active": (CONFIGURE, ACTIVATE)}
     processes, made = [], {}
     for kind, parameters in kinds.items():
-        for state, transitions in states.items() if kind in ("gate_node", "teleop_node") else [("active", states["active"])]:
+        for state, transitions in states.items() if kind == "gate_node" else [("active", states["active"])]:
             name = f"{kind.removesuffix('_node')}_{state}"
             own = {"folder": str(tmp_path / name)} if kind == "recorder_node" else {}
             process = node(kind, name=name, **(parameters | own))

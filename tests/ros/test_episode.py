@@ -57,6 +57,9 @@ def recorded(client: Client, domain: str, tmp_path_factory: pytest.TempPathFacto
         "sync": "lockstep",
         "policy_timeout_s": "20.0",
         "estop_timeout_s": "20.0",
+        # So large that the guard, which is on, never binds: an untrained policy goes anywhere.
+        "workspace_low": "[-3.0, -3.0, -3.0]",
+        "workspace_high": "[3.0, 3.0, 3.0]",
         "supervise": "true",
         "seeds": f"[{SEED}]",
         "results": str(folder / "episodes.json"),

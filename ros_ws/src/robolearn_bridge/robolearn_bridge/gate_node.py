@@ -24,7 +24,7 @@ from trajectory_msgs.msg import JointTrajectory
 from robolearn.core.errors import RefusedError
 from robolearn.deploy.chunk import Chunk
 from robolearn.deploy.codecs import decode, stamp_ns
-from robolearn.deploy.gate_config import Command, GateState
+from robolearn.deploy.gate_config import JOINT_STATES, Command, GateState
 from robolearn_bridge.adapters import Output, rate_outputs
 from robolearn_bridge.diagnostics import report
 from robolearn_bridge.exclusive import ExclusiveTopics
@@ -210,7 +210,7 @@ class GateNode(SafeLifecycleNode):
                 return
             self._early = (0, None)
             self._ticks += 1
-            self._gate.on_measured(np.zeros(0), stamp_s=self._now_s(), now_s=self._now_s())
+            self._gate.on_stream(JOINT_STATES, stamp_s=self._now_s(), now_s=self._now_s())
             self._refused(self._gate.on_chunk(replace(chunk, stamp_s=self._now_s()), now_s=self._now_s()))
             command = self._gate.tick(self._now_s())
         self._send(command, stamp)
@@ -308,7 +308,7 @@ class GateNode(SafeLifecycleNode):
     def _tick_lockstep(self, *, publish: bool) -> None:
         with self._lock:
             self._ticks += 1
-            self._gate.on_measured(np.zeros(0), stamp_s=self._now_s(), now_s=self._now_s())
+            self._gate.on_stream(JOINT_STATES, stamp_s=self._now_s(), now_s=self._now_s())
             command, stamp = self._gate.tick(self._now_s()), self._pending_ns
         if publish:
             self._send(command, stamp)

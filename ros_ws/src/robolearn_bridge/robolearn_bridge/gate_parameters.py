@@ -12,11 +12,13 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.robot import RobotSpec
 from robolearn.deploy.gate import CommandGate
 from robolearn.deploy.gate_config import JOINT_STATES, GateConfig
-from robolearn.deploy.safety import Guard
+from robolearn.deploy.hand_guard import HandGuard
+from robolearn.deploy.kinematics import WorkspaceGuard
 from robolearn_bridge.adapters import INTERFACES, Output, TwistScale, joint_outputs, rate_outputs, twist_outputs
 from robolearn_bridge.parameters import declare, read, read_choice
 
 MAX_RATE_HZ = 1000.0
+UNBOXED = (0.0,)
 WATCHED = ("chunk_timeout_s", "max_command_age_s", "max_tick_gap_s", "resume_window_s", "novelty_stop")
 """Fields of :class:`GateConfig` that are parameters under their own name and default."""
 
@@ -53,6 +55,15 @@ def declare_gate(node: Node) -> None:
         )
     declare(node, "twist_linear_m_s", 0.0, "What a rate of 1 means for 'twist' [m/s].", read_only=True)
     declare(node, "twist_angular_rad_s", 0.0, "What a rate of 1 means for 'twist' [rad/s].", read_only=True)
+    declare(
+        node,
+        "max_tracking_error",
+        0.0,
+        "Distance of joints from their command that latches; 0: the robot's [rad].",
+        read_only=True,
+    )
+    declare(node, "workspace_low", [0.0], "Corner of the tools' box in place of the robot's: x, y, z [m].", read_only=True)
+    declare(node, "workspace_high", [0.0], "Its opposite corner [m].", read_only=True)
     declare(node, "workspace_check", True, "Keep tools in the box and bodies apart, by the robot's model.", read_only=True)
     declare(node, "realtime_priority", 0, "SCHED_FIFO priority of the gate's threads; 0: none.", read_only=True)
 
@@ -70,16 +81,19 @@ def make_gate(node: Node) -> tuple[RobotSpec, CommandGate, list[Output]]:
         policy_timeout_s=read(node, "policy_timeout_s"),
         stream_timeouts_s={JOINT_STATES: read(node, "state_timeout_s")},
         estop_timeout_s=estop or None,
+        max_tracking_error=read(node, "max_tracking_error") or None,
         **{name: read(node, name) for name in WATCHED},
     )
     rate = read(node, "rate_hz")
-    spec = load_robot(read(node, "robot"))
+    spec = _boxed(node, load_robot(read(node, "robot")))
     if interface in ("rates", "twist"):
         from robolearn.deploy.bundle import open_bundle
 
         bundle = open_bundle(Path(read(node, "bundle")))
         bundle.require_robot(spec.name)
-        gate = CommandGate.for_spaces(bundle.spaces, config, control_rate_hz=rate or None)
+        checked = _guard(node, spec)
+        hand = HandGuard(checked, bundle.spaces.action.names) if checked else None
+        gate = CommandGate.for_spaces(bundle.spaces, config, control_rate_hz=rate or None, guard=hand)
         if interface == "rates":
             return spec, gate, rate_outputs(gate.names)
         scale = TwistScale(read(node, "twist_linear_m_s"), read(node, "twist_angular_rad_s"), spec.base_frame)
@@ -91,10 +105,19 @@ def make_gate(node: Node) -> tuple[RobotSpec, CommandGate, list[Output]]:
     return spec, CommandGate.for_robot(spec, config, guard=_guard(node, spec)), joint_outputs(spec, interface)
 
 
-def _guard(node: Node, spec: RobotSpec) -> Guard | None:
+def _boxed(node: Node, spec: RobotSpec) -> RobotSpec:
+    """Return the robot with the box of the parameters, if they give one: a task's table may lie lower than its base."""
+    low, high = tuple(read(node, "workspace_low")), tuple(read(node, "workspace_high"))
+    if low == high == UNBOXED:
+        return spec
+    if len(low) != 3 or len(high) != 3:
+        raise RefusedError(f"workspace_low={low} and workspace_high={high} need x, y and z each.")
+    source = "parameters workspace_low, workspace_high"
+    return replace(spec, workspace=replace(spec.workspace, low=low, high=high, source=source))
+
+
+def _guard(node: Node, spec: RobotSpec) -> WorkspaceGuard | None:
     if not read(node, "workspace_check") or spec.model is None:
         node.get_logger().warning(f"workspace and self-collision of {spec.name} are NOT checked (no model, or switched off)")
         return None
-    from robolearn.deploy.kinematics import WorkspaceGuard
-
     return WorkspaceGuard(spec)
