@@ -64,6 +64,19 @@ def refine(
 
 
 @app.command()
+def distill(
+    teacher: Annotated[str, typer.Argument(help="Run folder of a trained diffusion or flow policy.")],
+    overrides: OverridesArgument = None,
+    *,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the student's run, bit-exactly.")] = False,
+) -> None:
+    """Distil a policy into a student that decides in one network evaluation, in <run>_one_step."""
+    from robolearn.commands.distill import distill
+
+    distill(teacher, overrides or [], resume=resume)
+
+
+@app.command()
 def evaluate(
     policy: Annotated[str, typer.Argument(help="Run folder, checkpoint folder, or 'hold' or 'random'.")],
     overrides: OverridesArgument = None,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,12 @@ def train(file: Path, overrides: list[str], *, resume: bool) -> None:
     Console().print(f"{result.stopped} after {result.step} updates: {result.checkpoint}{best}", soft_wrap=True)
 
 
-def train_recipe(recipe: Recipe, *, resume: bool = False) -> TrainResult:
-    """Train a recipe's policy in its run folder.
+type Learn = Callable[[Recipe, EpisodeStore, str], Learnables]
+"""From a recipe, its open store and a device to what training joins."""
+
+
+def train_recipe(recipe: Recipe, *, resume: bool = False, learn: Learn | None = None) -> TrainResult:
+    """Train a recipe's policy in its run folder; ``learn`` makes what is trained, by default :func:`learnables`.
 
     Started by ``torchrun`` or ``accelerate launch``, every process trains on its part of each batch and the first one writes.
 
@@ -64,8 +69,8 @@ def train_recipe(recipe: Recipe, *, resume: bool = False) -> TrainResult:
     accelerator = _accelerator(recipe.train.device)
     device = str(accelerator.device if accelerator else choose_device(recipe.train.device))
     store = _open_store(recipe)
-    learn = learnables(recipe, store, device=device)
-    record = provenance(seed=recipe.train.seed, device=device, dataset=learn.training.provenance())
+    joined = learn(recipe, store, device) if learn else learnables(recipe, store, device=device)
+    record = provenance(seed=recipe.train.seed, device=device, dataset=joined.training.provenance())
     run_dir = Path(recipe.run_dir)
     if accelerator is None or accelerator.is_main_process:
         create_run_dir(run_dir, resume=resume)
@@ -74,9 +79,9 @@ def train_recipe(recipe: Recipe, *, resume: bool = False) -> TrainResult:
             write_json(run_dir / PROVENANCE_FILE, record)
     scorer = _scorer(recipe) if recipe.evaluate.checkpoint_episodes else None
     return train_policy(
-        learn.policy,
-        learn.training,
-        learn.validation,
+        joined.policy,
+        joined.training,
+        joined.validation,
         recipe.train,
         run_dir,
         resume=resume,
@@ -95,8 +100,11 @@ def _accelerator(device: str) -> Any:
     return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
 
 
-def learnables(recipe: Recipe, store: EpisodeStore, *, device: str) -> Learnables:
-    """Split the store by episode, fit the normaliser on the training part and build the policy from the recipe's seed."""
+def learnables(recipe: Recipe, store: EpisodeStore, *, device: str, normalizer: Normalizer | None = None) -> Learnables:
+    """Split the store by episode, fit the normaliser on the training part and build the policy from the recipe's seed.
+
+    A ``normalizer`` that is given is copied instead.
+    """
     data, config = recipe.data, recipe.policy.config
     for field in ("obs_horizon", "pred_horizon", "observation_keys"):
         if not hasattr(config, field):
@@ -111,7 +119,9 @@ def learnables(recipe: Recipe, store: EpisodeStore, *, device: str) -> Learnable
 
     training = dataset(training_rows)
     spaces = select_observation(store.header.spaces, keys)
-    normalizer = Normalizer(flat_streams(spaces), data.normalization).fit(training.statistics())
+    if normalizer is None:
+        normalizer = Normalizer(flat_streams(spaces), data.normalization).fit(training.statistics())
+    normalizer = copy.deepcopy(normalizer)
     # torch draws initial weights from its global generator; fork it so that nothing else depends on this.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(recipe.train.seed, "weights").integers(2**63)))

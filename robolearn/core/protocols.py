@@ -86,6 +86,29 @@ class LatentPolicy(Policy, Protocol):
 
 
 @runtime_checkable
+class ContinuingPolicy(Policy, Protocol):
+    """A policy whose chunk can begin with what the robot will be executing while the chunk is computed (real-time chunking)."""
+
+    def continue_chunk(
+        self, observation: Observation, rng: RandomSource, committed: Array, *, delay: int, method: str
+    ) -> ActionChunk:
+        """Return chunks like :meth:`Policy.predict`'s that continue ``committed``.
+
+        Args:
+            observation: key -> (b, obs_horizon, ...) in raw units, newest last.
+            rng: source of every random draw.
+            committed: (b, n, a) raw units, what is planned from the newest observation's step on, n <= pred_horizon.
+            delay: leading steps of it that will have been executed when the chunk arrives.
+            method: ``trained`` (the policy was trained to be given them) or ``guided`` (each denoising step is pulled to them,
+            and
+                more softly to the rest of the plan).
+
+        Raises:
+            RefusedError: the delay is longer than the plan, or than the policy was trained for.
+        """
+
+
+@runtime_checkable
 class CorrectingPolicy(Policy, Protocol):
     """A policy that adjusts each action of its chunk when its turn comes, from what is seen by then (residual policies)."""
 

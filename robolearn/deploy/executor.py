@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from robolearn.core.continuation import soft_weights
 from robolearn.core.errors import RefusedError
-from robolearn.core.protocols import CorrectingPolicy, Policy
+from robolearn.core.protocols import ContinuingPolicy, CorrectingPolicy, Policy
 from robolearn.core.types import ActionChunk, Array, Observation
 
 
@@ -23,11 +25,28 @@ class ExecutorConfig:
     overlap_decay: float = 0.01
     """m in the weights exp(-m i), where i = 0 is the oldest chunk; a larger m trusts old predictions more [1/chunk]."""
 
+    continuation: Literal["switch", "blend", "guided", "trained"] = "switch"
+    """How a new chunk continues the one under way. ``switch`` ignores it. ``blend`` mixes both, with decaying weight of the
+    old one. ``guided`` and ``trained`` ask the policy for a chunk that continues the old one (real-time chunking): by pulling
+    its denoising, or because it was trained for that (``max_delay``)."""
+    delay_steps: int | None = 0
+    """Control steps that a decision is expected to take: so much of the old chunk is kept. null: as the engine measures."""
+
     def __post_init__(self) -> None:
         if self.exec_horizon < 1:
             raise RefusedError(f"exec_horizon={self.exec_horizon} must be at least 1.")
+        if self.continuation not in ("switch", "blend", "guided", "trained"):
+            raise RefusedError(f"continuation={self.continuation!r} is unknown. Allowed: switch, blend, guided, trained.")
+        if self.delay_steps is not None and self.delay_steps < 0:
+            raise RefusedError(f"delay_steps={self.delay_steps} must not be negative.")
+        if self.continuation != "switch" and self.temporal_overlap:
+            raise RefusedError(f"temporal_overlap and continuation={self.continuation!r} exclude each other.")
         if not np.isfinite(self.overlap_decay) or self.overlap_decay < 0:
             raise RefusedError(f"overlap_decay={self.overlap_decay} must be finite and not negative.")
+
+
+type Lateness = Callable[[Sequence[np.random.Generator]], Array]
+"""From one generator per decision to the (n,) control steps by which each decision comes late: simulates slow inference."""
 
 
 class ChunkExecutor:
@@ -35,13 +54,29 @@ class ChunkExecutor:
 
     A row's actions depend on its own observations and generator alone: rows that need a chunk are sent to the policy together,
     but each draws from its own generator.
+
+    Attributes:
+        delay_steps: control steps that a decision is expected to take; may change between decisions.
+        seams: (b,) sums over decisions of how far apart, in half ranges of the action, the old and the new chunk are at the
+        first step
+            that the new one decides (mean over elements, those called ``gripper`` aside).
+        seam_counts: (b,) decisions that went into it.
     """
 
-    def __init__(self, policy: Policy, config: ExecutorConfig, *, num_rows: int) -> None:
+    def __init__(self, policy: Policy, config: ExecutorConfig, *, num_rows: int, lateness: Lateness | None = None) -> None:
         if config.exec_horizon > policy.pred_horizon:
             raise RefusedError(
                 f"exec_horizon={config.exec_horizon} must lie in [1, {policy.pred_horizon}], the policy's pred_horizon."
             )
+        self.delay_steps = config.delay_steps or 0
+        if config.exec_horizon + self.delay_steps > policy.pred_horizon:
+            raise RefusedError(
+                f"A delay of {self.delay_steps} steps after exec_horizon={config.exec_horizon} is longer than the chunk of "
+                f"{policy.pred_horizon}: nothing would be left to execute meanwhile."
+            )
+        self._asks_to_continue = config.continuation in ("guided", "trained")
+        if self._asks_to_continue and not isinstance(policy, ContinuingPolicy):
+            raise RefusedError(f"continuation={config.continuation!r} needs a policy that can continue a chunk, this one cannot.")
         if num_rows < 1:
             raise RefusedError(f"{num_rows=} must be at least 1.")
         self._policy = policy
@@ -53,6 +88,11 @@ class ChunkExecutor:
         self._weight = np.zeros((num_rows, policy.pred_horizon), np.float32)
         self._chunks = np.zeros((num_rows, policy.pred_horizon), np.int64)
         self._cursor = np.full(num_rows, config.exec_horizon)
+        self._due_at = np.full(num_rows, config.exec_horizon)
+        self._lateness = lateness
+        arm = np.array(["gripper" not in name for name in policy.spaces.action.names or [""] * policy.spaces.action_dim])
+        self._seam_scale = arm / (max(1, arm.sum()) * policy.spaces.action_scaling()[1])
+        self.seams, self.seam_counts = np.zeros(num_rows), np.zeros(num_rows, np.int64)
         self._fresh = np.ones(num_rows, bool)
         self._latent_noise: Array | None = None
 
@@ -67,7 +107,7 @@ class ChunkExecutor:
     def replan(self, mask: Array | None = None) -> None:
         """Forget the queue, not the history, of the rows in ``mask`` (b,) bool: the policy is asked at the next :meth:`act`."""
         rows = slice(None) if mask is None else mask
-        self._cursor[rows] = self._config.exec_horizon
+        self._cursor[rows] = self._due_at[rows] = self._config.exec_horizon
         self._weight[rows], self._total[rows], self._chunks[rows] = 0, 0, 0
 
     def skip(self, observation: Observation) -> None:
@@ -99,10 +139,9 @@ class ChunkExecutor:
                 f"{self._num_rows} rows need as many generators and mask entries, got {len(rngs)} and {rows.shape}."
             )
         self._observe(observation, rows)
-        due = np.flatnonzero(rows & (self._cursor >= self._config.exec_horizon))
+        due = np.flatnonzero(rows & (self._cursor >= self._due_at))
         if due.size:
-            chunk = self._policy.predict({k: v[due] for k, v in self._history.items()}, [rngs[i] for i in due])
-            self._accept(due, chunk)
+            self._decide(due, rngs)
         active_rows = np.flatnonzero(rows)
         action = np.zeros((self._num_rows, self._total.shape[2]), np.float32)
         at = active_rows, self._cursor[active_rows]
@@ -176,6 +215,53 @@ class ChunkExecutor:
             starting = rows & self._fresh
             history[starting] = newest[starting][:, None]
         self._fresh &= ~rows
+
+    def _decide(self, due: Array, rngs: Sequence[np.random.Generator]) -> None:
+        """Ask the policy for the rows ``due``; those with equally much left of their plan together, where that matters to it."""
+        left = np.maximum((self._weight[due] > 0).sum(axis=1) - self._cursor[due], 0)
+        for count in np.unique(left) if self._asks_to_continue else [None]:
+            part = due if count is None else due[left == count]
+            seen, sources = {k: v[part] for k, v in self._history.items()}, [rngs[i] for i in part]
+            plan = self._remaining(part)
+            if count and isinstance(self._policy, ContinuingPolicy):
+                delay, method = min(self.delay_steps, int(count)), self._config.continuation
+                chunk = self._policy.continue_chunk(seen, sources, plan[:, :count], delay=delay, method=method)
+            else:
+                chunk = self._policy.predict(seen, sources)
+            late = np.zeros(len(part), np.int64) if self._lateness is None else self._lateness(sources)
+            self._accept(part, chunk)
+            self._join(part, plan, left if count is None else left[left == count], late)
+
+    def _remaining(self, rows: Array) -> Array:
+        """Return (n, h, a): what is planned from the cursor on, zeros behind it."""
+        at = self._cursor[rows][:, None] + np.arange(self._total.shape[1])
+        inside = at < self._total.shape[1]
+        at = np.where(inside, at, 0)
+        weight = np.where(inside, self._weight[rows[:, None], at], 0)[:, :, None]
+        return np.where(weight > 0, self._total[rows[:, None], at] / np.maximum(weight, 1e-9), 0).astype(np.float32)
+
+    def _join(self, rows: Array, plan: Array, left: Array, late: Array) -> None:
+        """Keep the old ``plan`` (n, h, a) until the new chunk takes over, blend if asked to, and measure the seam.
+
+        ``left`` (n,) is how much of the plan is real. A row without one takes its first chunk at once.
+        """
+        horizon = self._total.shape[1]
+        kept = late if self._config.continuation == "switch" else np.maximum(late, self.delay_steps)
+        kept = np.minimum(kept, left)
+        if self._config.continuation == "blend":
+            pairs = zip(kept.tolist(), left.tolist(), strict=True)
+            share = np.stack([soft_weights(k, n, horizon) if n else np.zeros(horizon) for k, n in pairs])[:, :, None]
+            self._total[rows] = share * plan + (1 - share) * self._total[rows]
+        held = np.arange(horizon) < kept[:, None]
+        weight = self._weight[rows][:, :, None]
+        self._total[rows] = np.where(held[:, :, None], plan * weight, self._total[rows])
+        meets = np.flatnonzero(kept < left)
+        at = kept[meets]
+        gap = np.abs(self._total[rows[meets], at] / weight[meets, at] - plan[meets, at])
+        self.seams[rows[meets]] += gap @ self._seam_scale
+        self.seam_counts[rows[meets]] += 1
+        # A decision that takes longer than exec_horizon puts the next one off: there is one computer.
+        self._due_at[rows] = np.maximum(self._config.exec_horizon, np.where(left > 0, late, 0))
 
     def _accept(self, due: Array, chunk: ActionChunk) -> None:
         """Queue new chunks for the rows ``due``, on top of what older chunks said if they overlap."""

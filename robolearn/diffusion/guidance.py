@@ -10,31 +10,12 @@ which serves every diffusion policy, trained for it or not.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from robolearn.core.errors import RefusedError
 from robolearn.diffusion.samplers import Denoise
-
-
-def soft_weights(delay: int, planned: int, horizon: int) -> Tensor:
-    """Return (horizon,) how strongly each step is held to the committed one.
-
-    1 for the ``delay`` steps that will have been executed, then decaying as ``c (e^c - 1) / (e - 1)``,
-    ``c = (planned - i) / (planned - delay + 1)``, to 0 at ``planned``, behind which nothing is committed (eq. 5 of the paper).
-
-    Raises:
-        RefusedError: not 0 <= delay <= planned <= horizon.
-    """
-    if not 0 <= delay <= planned <= horizon:
-        raise RefusedError(f"A delay of {delay} steps must lie in [0, {planned}], the planned steps, of a chunk of {horizon}.")
-    step = torch.arange(horizon, dtype=torch.float32)
-    part = ((planned - step) / (planned - delay + 1)).clamp(0.0, 1.0)
-    decaying = part * torch.expm1(part) / (math.e - 1.0)
-    return torch.where(step < delay, 1.0, decaying)
 
 
 def guided(
@@ -46,7 +27,7 @@ def guided(
         denoise: differentiable.
         sigmas: the sampler's noise levels.
         committed: normalised, padded behind what is planned.
-        weights: (h,) of :func:`soft_weights`.
+        weights: (h,) of :func:`robolearn.core.continuation.soft_weights`.
         beta: bound of the correction's growth with the noise level; 5 in the paper.
         sigma_data: standard deviation of the data.
     """

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robolearn.core.continuation import soft_weights
 from robolearn.core.errors import RefusedError
 from robolearn.core.observation import check_latent, select_observation
 from robolearn.core.protocols import RandomSource
@@ -18,7 +19,7 @@ from robolearn.core.seeding import standard_normal
 from robolearn.core.types import ACTION, ActionChunk, Array, Observation, Spaces, is_image
 from robolearn.data.normalizer import Normalizer
 from robolearn.diffusion.consistency import consistency_error
-from robolearn.diffusion.guidance import guided, soft_weights
+from robolearn.diffusion.guidance import guided
 from robolearn.diffusion.samplers import Denoise, get_sampler
 from robolearn.nets.encoders import ObservationEncoder, check_actions, require_streams
 from robolearn.nets.losses import chunk_mean
@@ -37,6 +38,16 @@ def check_horizons(config: Any) -> None:
         raise RefusedError(f"obs_horizon={config.obs_horizon} and pred_horizon={config.pred_horizon} must be >= 1.")
     if not 0 <= config.max_delay < config.pred_horizon:
         raise RefusedError(f"max_delay={config.max_delay} must lie in [0, {config.pred_horizon - 1}]: shorter than the chunk.")
+
+
+def student_config(config: Any) -> Any:
+    """Return the configuration of a one-step student of a policy configured by ``config``: the same network, one evaluation.
+
+    A teacher's classifier-free guidance is distilled into the student, which needs none.
+    """
+    if hasattr(config, "sampler"):
+        return replace(config, sampler="one_step")
+    return replace(config, edm=replace(config.edm, sampler="one_step"), goal=replace(config.goal, guidance=1.0))
 
 
 class Teacher:
@@ -73,6 +84,19 @@ class GenerativePolicy(nn.Module, ABC):
         self.normalizer = require_streams(normalizer, self.spaces)
         self.encoder = ObservationEncoder(self.spaces.observation, config.obs_horizon, image=config.image)
         self.teacher: Teacher | None = None
+
+    def learn_from(self, teacher: GenerativePolicy) -> None:
+        """Become a student of ``teacher``: start from its weights, and let :meth:`loss` distil its sampler into one step.
+
+        Raises:
+            RefusedError: the teacher reads, predicts or visits something else.
+        """
+        own, other = self.card(), teacher.card()
+        changed = sorted(k for k in ("policy", "spaces", "normalizer") if own[k] != other[k])
+        if changed or self.sigmas != teacher.sigmas or self.config != student_config(teacher.config):
+            raise RefusedError(f"A student must be configured as student_config(teacher.config) says; differing: {changed}.")
+        self.load_state_dict(teacher.state_dict())
+        self.teacher = Teacher(teacher)
 
     def _visit(self, sampler: str, sigmas: Sequence[float]) -> None:
         """Choose the sampler and its noise levels."""
@@ -205,7 +229,7 @@ class GenerativePolicy(nn.Module, ABC):
         if committed.ndim != 3 or committed.shape[::2] != (rows, action_dim) or not 1 <= committed.shape[1] <= horizon:
             raise RefusedError(f"committed must have shape ({rows}, 1 to {horizon}, {action_dim}), got {committed.shape}.")
         planned = committed.shape[1]
-        weights = soft_weights(delay, planned, horizon)
+        weights = torch.from_numpy(soft_weights(delay, planned, horizon))
         padded = np.concatenate((committed, committed[:, -1:].repeat(horizon - planned, axis=1)), axis=1)
         noise = torch.as_tensor(standard_normal(rng, (rows, *self.latent_shape)), device=self.device)
         with torch.no_grad():
