@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from robolearn.core.errors import RefusedError
-from robolearn.core.robot import RobotSpec, TopicSpec, Workspace
+from robolearn.core.robot import KinematicModel, RobotSpec, TopicSpec, Workspace
 from robolearn.core.types import Array
 
 _ARM = ("shoulder_pitch", "shoulder_roll", "shoulder_yaw", "elbow", "wrist_roll", "wrist_pitch", "wrist_yaw")
+_JOINTS = tuple(f"{side}_{joint}_joint" for side in ("left", "right") for joint in _ARM)
 _URDF = "unitreerobotics/unitree_ros robots/g1_description/g1_29dof.urdf (5ae4fa58)"
 _WRIST = (1.972222054, 1.614429558, 1.614429558)
 _EXAMPLE = "unitree_sdk2 g1 arm_sdk example: kp 60, kd 1.5, 50 Hz, weight in motor_cmd[29].q"
@@ -20,7 +21,7 @@ WEIGHT_MOTOR = 29
 
 SPEC = RobotSpec(
     name="g1",
-    joints=tuple(f"{side}_{joint}_joint" for side in ("left", "right") for joint in _ARM),
+    joints=_JOINTS,
     position_low=(
         -3.0892,
         -1.5882,
@@ -51,7 +52,23 @@ SPEC = RobotSpec(
         ),
     ),
     workspace=Workspace(
-        low=(-0.1, -0.7, -0.3), high=(0.6, 0.7, 0.7), source="chosen: in front of the torso; not checked: no model"
+        low=(-0.1, -0.7, -0.3),
+        high=(0.6, 0.7, 0.7),
+        source="chosen: in front of the torso, in the frame of the pelvis",
+        collision_pairs=(
+            ("left_hand_palm_link", "right_hand_palm_link"),
+            ("left_hand_palm_link", "torso_link"),
+            ("right_hand_palm_link", "torso_link"),
+            ("left_hand_palm_link", "pelvis"),
+            ("right_hand_palm_link", "pelvis"),
+        ),
+    ),
+    model=KinematicModel(
+        package="hardware",
+        path="models/g1_upper_body.xml",
+        joints=_JOINTS,
+        base_body="pelvis",
+        tcp_bodies=("left_hand_palm_link", "right_hand_palm_link"),
     ),
     kp=(60.0,) * 14,
     kd=(1.5,) * 14,
@@ -72,6 +89,7 @@ SPEC = RobotSpec(
         "tcp": f"{_URDF}: hand_palm_joint",
         "command_interfaces": "unitree_sdk2 arm_sdk: topic rt/arm_sdk (rt/ is DDS's prefix, so the ROS topic is arm_sdk)",
         "topics": "unitree_ros2 README; joint_states is republished by name from lowstate by the bridge",
+        "model": f"our own MJCF; kinematics, masses and inertias of the {_URDF}, shapes chosen without its meshes",
         "kp": _EXAMPLE,
         "kd": _EXAMPLE,
         "wire_index": "unitree_sdk2 G1_29 joint index: left arm 15-21, right arm 22-28",

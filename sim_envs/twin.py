@@ -1,9 +1,8 @@
 """Twins of robots at their joints: they take what the driver takes and give what it publishes, with faults on demand; no ROS.
 
 A twin is the robot alone, from the model that :class:`RobotSpec` names, without objects and without contacts: it is for the path
-of joint commands (gate, adapters, watchdogs, limits). Tasks with objects are the environments of ``sim_envs/tasks``, whose action
-is robosuite's OSC pose delta at 20 Hz; a policy trained on them is deployed on the same environment behind ROS, so that its
-success can be compared with the evaluator's. There is no twin of the G1: no installed package ships its model.
+of joint commands (gate, adapters, watchdogs, limits). A :class:`Scene` puts it among objects that it can touch: the tasks of the
+humanoids (``sim_envs/twin_env.py``) are twins in scenes.
 """
 
 from __future__ import annotations
@@ -107,11 +106,21 @@ class _Order:
         return np.array([np.interp(now_s, self.times_s, column) for column in self.points.T])
 
 
+@dataclass(frozen=True)
+class Scene:
+    """The robot's model among objects; contacts are as the model says."""
+
+    model: mujoco.MjModel
+    """Holds the robot's joints under their names."""
+    objects: tuple[str, ...] = ()
+    """Joints of what moves freely."""
+
+
 class RobotTwin:
     """A simulated robot behind the interface of its driver; time is an argument and may run at any speed."""
 
-    def __init__(self, spec: RobotSpec, *, faults: TwinFaults | None = None, seed: int = 0) -> None:
-        """Load the robot's model and stand at home.
+    def __init__(self, spec: RobotSpec, *, faults: TwinFaults | None = None, seed: int = 0, scene: Scene | None = None) -> None:
+        """Load the robot's model, or take the scene's, and stand at home.
 
         Raises:
             RefusedError: the robot has no installed model, or a fault names no joint of it.
@@ -119,17 +128,21 @@ class RobotTwin:
         if spec.model is None:
             raise RefusedError(f"Robot {spec.name!r} has no installed model, so it has no twin.")
         self.spec, self._faults, self._rng = spec, faults or TwinFaults(), np.random.default_rng(seed)
-        model = mujoco.MjModel.from_xml_path(str(spec.model.locate()))
+        model = scene.model if scene else mujoco.MjModel.from_xml_path(str(spec.model.locate()))
         model.opt.timestep = TIMESTEP_S
-        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT
+        if scene is None:
+            model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT
         model.opt.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
         self._model, self._data = model, mujoco.MjData(model)
         joints = [mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_JOINT, name) for name in spec.model.joints]
         self._q, self._v = model.jnt_qposadr[joints], model.jnt_dofadr[joints]
         self._limit = np.array(spec.max_effort)
-        model.dof_armature[:] = _LOCK
-        self._locked_q = np.setdiff1d(np.arange(model.nq), self._q)
-        self._locked_v = np.setdiff1d(np.arange(model.nv), self._v)
+        free = [model.joint(name) for name in (scene.objects if scene else ())]
+        loose_q = [joint.qposadr[0] + np.arange(7) for joint in free]
+        loose_v = np.concatenate([self._v, *(joint.dofadr[0] + np.arange(6) for joint in free)])
+        self._locked_q = np.setdiff1d(np.arange(model.nq), np.concatenate([self._q, *loose_q]))
+        self._locked_v = np.setdiff1d(np.arange(model.nv), loose_v)
+        model.dof_armature[self._locked_v] = _LOCK
         for fault in self._faults.joints:
             if fault.joint not in spec.joints:
                 raise RefusedError(f"No joint {fault.joint!r} on robot {spec.name!r}. {nearest(fault.joint, spec.joints)}")
@@ -157,6 +170,11 @@ class RobotTwin:
     def now_s(self) -> float:
         """Time up to which the robot was simulated [s]."""
         return self._now_s
+
+    @property
+    def data(self) -> mujoco.MjData:
+        """The simulation, for what a scene's objects do and where things are; the robot is commanded by ``send_...`` alone."""
+        return self._data
 
     @property
     def position(self) -> Array:

@@ -53,7 +53,7 @@ class DeployRecipe:
     robot: str = "panda"
     """File in ``hardware/``."""
     interface: str = "rates"
-    """What the robot takes; ``rates`` are the task's own pose deltas."""
+    """What the robot takes; ``rates`` are the task's own pose deltas, ``joints`` its own joint positions."""
     launch: str = "policy.launch.xml"
     """Launch file of robolearn_bringup."""
     sync: str = "lockstep"
@@ -151,7 +151,7 @@ def make_bundle(
 ) -> Bundle:
     """Write the bundle of a checkpoint for a robot whose simulated twin publishes by the names of its observations."""
     spec, spaces = load_robot(settings.robot), _spaces(checkpoint)
-    fingers = tuple(f"{spec.name}_finger_joint{i}" for i in (1, 2))
+    fingers = tuple(f"{spec.name}_finger_joint{i}" for i in (1, 2)) if spec.grippers else ()
     contract = contract_from_names(spaces, arm_joints=spec.joints, finger_joints=fingers)
     executor = ExecutorConfig(settings.exec_horizon)
     bundle = write_bundle(folder, BundleParts(checkpoint, contract, executor, task, novelty=novelty))

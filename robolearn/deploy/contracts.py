@@ -1,6 +1,6 @@
 """The contract that follows from the names of a one-armed task's observations; the simulated twin publishes by it.
 
-``eef_*`` is the pose of the hand, ``gripper_qpos_*`` the fingers' joints, ``joint_position_*`` the arm's,
+``eef_*`` is the pose of the hand, ``gripper_qpos_*`` the fingers' joints, ``joint_position_*`` or joints' own names the arm's,
 ``<object>_pos_*``, ``<object>_rot6d_*`` and ``<object>_to_eef_*`` the pose of an object as a tracker (or the simulator)
 reports it. A real robot whose
 cameras and trackers use other topics has its own contract file; the element names stay.
@@ -17,6 +17,8 @@ from robolearn.deploy.streams import ObservationContract, Part, Stream
 
 _GROUP = re.compile(r"(?P<prefix>.+)_(x|y|z|\d+)$")
 HAND, JOINTS = "eef", "joints"
+ARM = ""
+"""In place of a prefix: the joints of the arm under the names of their driver."""
 MAX_AGE_S = 0.15
 """Three control steps at 20 Hz: a stream that was silent for longer stops the policy."""
 
@@ -44,7 +46,7 @@ def contract_from_names(spaces: Spaces, *, arm_joints: Sequence[str], finger_joi
             features[key] = (Part(camera, "image"),)
             continue
         parts = []
-        for prefix in _prefixes(feature.names):
+        for prefix in _prefixes(feature.names, tuple(arm_joints)):
             part = _part(prefix, tuple(arm_joints), tuple(finger_joints))
             streams.setdefault(part.stream, Stream(f"objects/{part.stream}", "pose", (), MAX_AGE_S, align="exact"))
             parts.append(part)
@@ -54,7 +56,10 @@ def contract_from_names(spaces: Spaces, *, arm_joints: Sequence[str], finger_joi
     return contract
 
 
-def _prefixes(names: Sequence[str]) -> Iterator[str]:
+def _prefixes(names: Sequence[str], arm: tuple[str, ...]) -> Iterator[str]:
+    if tuple(names[: len(arm)]) == arm:
+        yield ARM
+        names = names[len(arm) :]
     previous = ""
     for name in names:
         match = _GROUP.match(name)
@@ -66,6 +71,8 @@ def _prefixes(names: Sequence[str]) -> Iterator[str]:
 
 
 def _part(prefix: str, arm: tuple[str, ...], fingers: tuple[str, ...]) -> Part:
+    if prefix == ARM:
+        return Part(JOINTS, "position", "", arm)
     if prefix == "joint_position":
         return Part(JOINTS, "position", prefix, arm)
     if prefix == "gripper_qpos":

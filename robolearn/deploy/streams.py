@@ -66,7 +66,9 @@ class Part:
     take: str
     """Field of its messages, see :data:`robolearn.deploy.codecs.FIELDS`."""
     prefix: str = ""
-    """Begins the names of the elements: ``eef_pos`` gives ``eef_pos_x``; compared with the names that the policy reads."""
+    """Begins the names of the elements: ``eef_pos`` gives ``eef_pos_x``; compared with the names that the policy reads.
+
+    Joints without one are called as their driver calls them."""
     names: tuple[str, ...] = ()
     """Which of the stream's joints; all by default."""
     minus: str = ""
@@ -77,7 +79,8 @@ class Part:
         if self.take == "image":
             return ()
         if stream.kind == "joint_state":
-            return tuple(f"{self.prefix}_{i}" for i in range(len(self.names or stream.names)))
+            joints = self.names or stream.names
+            return tuple(f"{self.prefix}_{i}" for i in range(len(joints))) if self.prefix else joints
         if self.take == "rot6d":
             return tuple(f"{self.prefix}_{i}" for i in range(6))
         return tuple(f"{self.prefix}_{axis}" for axis in _AXES)

@@ -28,7 +28,7 @@ def load_model(spec: RobotSpec) -> mujoco.MjModel:
 
 def test_the_folder_holds_the_promised_robots():
     assert set(ROBOTS) >= {"panda", "fr3", "ur5e", "gen3", "so101", "g1", "gr1"}
-    assert set(WITH_MODEL) == {"panda", "ur5e", "gen3", "gr1"}
+    assert set(WITH_MODEL) == {"panda", "ur5e", "gen3", "gr1", "g1"}
 
 
 @pytest.mark.parametrize("name", ROBOTS)

@@ -11,7 +11,7 @@ from robolearn.deploy.kinematics import WorkspaceGuard
 from robolearn.deploy.limits import SafetyLimits
 from robolearn.deploy.safety import SafetyFilter
 
-WITH_MODEL = ("panda", "ur5e", "gen3", "gr1")
+WITH_MODEL = ("panda", "ur5e", "gen3", "gr1", "g1")
 
 
 def test_forward_kinematics_of_the_gen3_is_kinovas_own():
@@ -19,6 +19,16 @@ def test_forward_kinematics_of_the_gen3_is_kinovas_own():
     guard = WorkspaceGuard(hardware.load_robot("gen3"))
     assert guard.violation(np.radians([0, 15, 180, -130, 0, 55, 90])) == ""
     np.testing.assert_allclose(guard.tcp_positions()[0], [0.456, 0.001, 0.434], atol=2e-3)
+
+
+def test_forward_kinematics_of_the_g1_is_the_urdfs():
+    # All joints at 0. Torso and shoulder pitch: (-0.0039635, 0, 0.054) + (0.0039563, 0.10022, 0.23778) = (0, 0.10022, 0.29178).
+    # Shoulder roll, turned by 0.27931 about x: y += 0.038 cos + 0.013831 sin = 0.04034, z += 0.038 sin - 0.013831 cos = -0.00282.
+    # The turn back by 0.27925 leaves the rest straight: y += 0.00624 + 0.00189 + 0.003 = 0.01113,
+    # x += 0.015783 + 0.1 + 0.038 + 0.046 + 0.0415 = 0.24128, z += -0.1032 - 0.080518 - 0.01 = -0.19372.
+    left, right = WorkspaceGuard(hardware.load_robot("g1")).tcp_at(np.zeros(14))
+    np.testing.assert_allclose(left, [0.24128, 0.15169, 0.09524], atol=1e-4)
+    np.testing.assert_allclose(right, left * [1, -1, 1], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", WITH_MODEL)

@@ -11,7 +11,7 @@ from robolearn.deploy.gate_config import GateConfig, GateState
 from robolearn.deploy.kinematics import WorkspaceGuard
 from sim_envs.twin import JointFault, RobotTwin, TwinFaults
 
-TWINS = ("panda", "ur5e", "gen3", "gr1")
+TWINS = ("panda", "ur5e", "gen3", "gr1", "g1")
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -104,7 +104,7 @@ def test_noise_offset_freeze_stuck_and_limp():
             lambda: RobotTwin(hardware.load_robot("panda"), faults=TwinFaults(joints=(JointFault("joint1", "limp"),))),
             "panda_joint1",
         ),
-        (lambda: RobotTwin(hardware.load_robot("g1")), "no twin"),
+        (lambda: RobotTwin(hardware.load_robot("so101")), "no twin"),
         (lambda: RobotTwin(hardware.load_robot("panda")).send_position(np.full(7, np.nan), now_s=0.0), "finite"),
         (lambda: RobotTwin(hardware.load_robot("panda")).send_velocity(np.zeros(6), now_s=0.0), "7 finite"),
     ],

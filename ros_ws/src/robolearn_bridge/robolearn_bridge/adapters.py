@@ -18,8 +18,8 @@ from robolearn.core.types import Array
 from robolearn.deploy.gate_config import Command
 from robolearn_bridge.messages import time_message
 
-INTERFACES = ("rates", "twist", "trajectory", "position", "velocity")
-"""What the gate can speak: a simulated task's own rates, MoveIt Servo's twists, and ros2_control's three."""
+INTERFACES = ("rates", "joints", "twist", "trajectory", "position", "velocity")
+"""What the gate can speak: a simulated task's own rates or joint positions, MoveIt Servo's twists, and ros2_control's three."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TwistScale:
 
 
 def rate_outputs(names: tuple[str, ...]) -> list[Output]:
-    """Return the output of a task whose actions are rates: one stamped row, by name, on ``command``."""
+    """Return the output of a simulated task: its action as one stamped row, by name, on ``command``."""
 
     def make(command: Command, stamp_ns: int) -> JointTrajectory:
         message = JointTrajectory(joint_names=list(names))

@@ -26,7 +26,13 @@ WATCHED = ("chunk_timeout_s", "max_command_age_s", "max_tick_gap_s", "resume_win
 def declare_gate(node: Node) -> None:
     """Declare every parameter of the gate; all are read-only."""
     declare(node, "robot", "", "Name of the robot in hardware/.", read_only=True)
-    declare(node, "bundle", "", "Bundle whose action names and bounds are commanded; for 'rates' and 'twist'.", read_only=True)
+    declare(
+        node,
+        "bundle",
+        "",
+        "Bundle whose action names and bounds are commanded; for 'rates', 'joints' and 'twist'.",
+        read_only=True,
+    )
     declare(node, "interface", "trajectory", f"What the driver takes: {', '.join(INTERFACES)}.", read_only=True)
     declare(node, "sync", "realtime", "'lockstep' or 'realtime'.", read_only=True)
     declare(
@@ -86,11 +92,15 @@ def make_gate(node: Node) -> tuple[RobotSpec, CommandGate, list[Output]]:
     )
     rate = read(node, "rate_hz")
     spec = _boxed(node, load_robot(read(node, "robot")))
-    if interface in ("rates", "twist"):
+    if interface in ("rates", "twist", "joints"):
         from robolearn.deploy.bundle import open_bundle
 
         bundle = open_bundle(Path(read(node, "bundle")))
         bundle.require_robot(spec.name)
+        if interface == "joints":
+            spec = replace(spec, control_rate_hz=rate or bundle.spaces.control_rate_hz)
+            gate = CommandGate.for_robot(spec, config, guard=_guard(node, spec))
+            return spec, gate, rate_outputs(gate.names)
         checked = _guard(node, spec)
         hand = HandGuard(checked, bundle.spaces.action.names) if checked else None
         gate = CommandGate.for_spaces(bundle.spaces, config, control_rate_hz=rate or None, guard=hand)

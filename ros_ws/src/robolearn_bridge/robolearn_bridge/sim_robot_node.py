@@ -60,11 +60,19 @@ class SimRobotNode(SafeLifecycleNode):
         self._env = make_env(read(self, "task"), options)
         spaces = self._env.spec.spaces
         self._contract = contract_from_names(
-            spaces, arm_joints=read(self, "arm_joints"), finger_joints=read(self, "finger_joints")
+            spaces,
+            arm_joints=[joint for joint in read(self, "arm_joints") if joint],
+            finger_joints=[joint for joint in read(self, "finger_joints") if joint],
         )
         self._streams = SimulatedStreams(self._contract, spaces)
         self._action_names = spaces.action.names
-        self._held = np.array([name.endswith("gripper") for name in self._action_names])
+        # Positions stay where they are when nobody commands; rates rest at 0.
+        self._measured = [(key, i) for key, feature in spaces.observation.items() for i in range(len(feature.names))]
+        names = [name for feature in spaces.observation.values() for name in feature.names]
+        self._position_of = [names.index(name) if name in names else -1 for name in self._action_names]
+        self._held = np.array(
+            [n.endswith("gripper") or at >= 0 for n, at in zip(self._action_names, self._position_of, strict=True)]
+        )
         self._sensors = {
             name: self.create_lifecycle_publisher(message_class(s.kind), s.topic, SENSOR_QOS)
             for name, s in self._contract.streams.items()
@@ -107,11 +115,20 @@ class SimRobotNode(SafeLifecycleNode):
         self._observation: Observation = self._env.reset([seed])
         self._seed, self._steps, self._ended, self._success = seed, 0, False, False
         self._missed, self._started = 0, False
-        self._last = np.where(self._held, -1.0, 0.0)
+        self._last = self._at_rest()
         self._stamp = 0
         self._commands: deque[tuple[float, Array]] = deque(maxlen=256)
         self._newest_at = -np.inf
         self._report()
+
+    def _at_rest(self) -> Array:
+        """Return the action that moves nothing in the first state: positions as measured, rates 0, grippers open."""
+        action = np.where(self._held, -1.0, 0.0)
+        for i, at in enumerate(self._position_of):
+            if at >= 0:
+                key, element = self._measured[at]
+                action[i] = self._observation[key][0, element]
+        return action
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._begin(int(read(self, "episode_seed")))
