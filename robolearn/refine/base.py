@@ -219,6 +219,28 @@ def restore_modules(
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def bootstrapped_rows(batch: ReplayBatch, weight: float) -> Tensor | slice:
+    """Return which rows of ``batch`` need the value of the following state: not those whose outcome replaces it altogether.
+
+    A device that would have to tell the host how many there are values all of them.
+    """
+    if weight < 1.0 or batch.settled.device.type != "cpu":
+        return slice(None)
+    return torch.nonzero(~batch.settled)[:, 0]
+
+
+def frozen_decoder(base: nn.Module, bf16: bool) -> Any:
+    """Return a copy of a frozen base to decode with inside updates, its matrices in bfloat16 if asked for.
+
+    Autocast would convert the weights of a frozen module anew at every use; it keeps them only where gradients are wanted.
+    """
+    decoder = copy.deepcopy(base)
+    for module in decoder.modules():
+        if bf16 and isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            module.to(torch.bfloat16)
+    return decoder
+
+
 def cautious_gain(values: Tensor, usual: Tensor, pessimism: float) -> Tensor:
     """Return (): the mean advantage of ``values`` (e, b) over the base's, ``usual``, less ``pessimism`` spreads over members.
 

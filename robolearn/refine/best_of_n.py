@@ -26,7 +26,16 @@ from torch import Tensor
 from robolearn.core.errors import RefusedError
 from robolearn.data.replay_buffer import ReplayBatch
 from robolearn.policies import selected
-from robolearn.refine.base import Behaviour, Critics, LearnerConfig, critic_autocast, module_tensors, restore_modules, wrap
+from robolearn.refine.base import (
+    Behaviour,
+    Critics,
+    LearnerConfig,
+    bootstrapped_rows,
+    critic_autocast,
+    module_tensors,
+    restore_modules,
+    wrap,
+)
 from robolearn.train.online import Phase
 
 
@@ -69,8 +78,11 @@ class Refiner:
         """Make one critic update; the critics begin to choose when the actor phase does, among ever more."""
         if phase.actor:
             self._policy.candidates.fill_(max(1, round(self._config.candidates * phase.reach)))
-        with torch.no_grad(), critic_autocast(self._config.bf16, batch.returns.device):
-            following = self._critics.slow(batch.following["condition"], batch.following["plan"]).float().mean(dim=0)
+        following = torch.zeros_like(batch.returns)
+        rows = bootstrapped_rows(batch, self._config.outcome_weight)
+        with torch.no_grad(), critic_autocast(self._config.bf16, following.device):
+            values = self._critics.slow(batch.following["condition"][rows], batch.following["plan"][rows])
+            following[rows] = values.float().mean(dim=0)
         return self._critics.learn(batch, batch.actions[:, : self.plan_steps].flatten(1), following)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ from robolearn.refine.base import (
     Behaviour,
     Critics,
     LearnerConfig,
+    bootstrapped_rows,
     cautious_gain,
     critic_autocast,
     descend,
@@ -135,14 +136,16 @@ class Refiner:
 
     def _update_critics(self, batch: ReplayBatch, rng: torch.Generator) -> dict[str, Tensor]:
         config = self._config
-        with torch.no_grad(), critic_autocast(config.bf16, batch.returns.device):
-            base = batch.following["plan"]
-            residual = self._policy.residual(batch.following["condition"], base)
+        following = torch.zeros_like(batch.returns)
+        rows = bootstrapped_rows(batch, config.outcome_weight)
+        with torch.no_grad(), critic_autocast(config.bf16, following.device):
+            condition, base = batch.following["condition"][rows], batch.following["plan"][rows]
+            residual = self._policy.residual(condition, base)
             noise = config.smoothing * torch.randn(residual.shape, generator=rng, device=residual.device)
             residual = residual + noise.clamp(-3.0 * config.smoothing, 3.0 * config.smoothing)
             residual = residual.clamp(-config.residual_scale, config.residual_scale)
-            values = self._critics.slow(batch.following["condition"], (base + residual).clamp(-1.0, 1.0)).float()
-            following = subset_minimum(values, config.critic.subset, rng)
+            values = self._critics.slow(condition, (base + residual).clamp(-1.0, 1.0)).float()
+            following[rows] = subset_minimum(values, config.critic.subset, rng)
         return self._critics.learn(batch, batch.fields["action"], following)
 
     def _update_actor(self, batch: ReplayBatch) -> dict[str, Tensor]:

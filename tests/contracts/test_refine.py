@@ -177,7 +177,7 @@ def test_the_warm_up_acts_like_the_base_up_to_its_exploration(name):
 def test_what_is_learned_is_bounded_whatever_the_weights(name):
     refiner, base = make(name)
     policy = refiner.policy()
-    learn(refiner, 2)
+    learn(refiner, 4)
     if hasattr(policy.config, "candidates"):  # it only chooses: every chunk is one that the base proposed
         rng, seen = np.random.default_rng(4), observation(rows=1)
         chunk = policy.predict(seen, rng).actions[0]
