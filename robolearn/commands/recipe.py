@@ -67,6 +67,12 @@ class EvaluateRecipe:
     """Actions of a chunk that are executed before the next decision."""
     temporal_overlap: bool = False
     """Average the overlapping predictions of successive chunks, as ACT does."""
+    continuation: Literal["switch", "blend", "guided", "trained"] = "switch"
+    """How a new chunk continues the one under way; ``guided`` and ``trained`` are real-time chunking."""
+    delay_steps: int = 0
+    """Simulated control steps that a decision takes; the old chunk is executed meanwhile."""
+    delay_jitter: int = 0
+    """Up to so many further steps, at random."""
     seed: int = 0
     """Offset into the block of test seeds; initial states are equal for equal seeds."""
     policy_seed: int = 0

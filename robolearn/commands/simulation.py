@@ -18,4 +18,8 @@ def make_recipe_env(recipe: Recipe) -> Env:
 def rollout_config(recipe: Recipe) -> RolloutConfig:
     """Return how the recipe's episodes are run."""
     judged = recipe.evaluate
-    return RolloutConfig(ExecutorConfig(judged.exec_horizon, judged.temporal_overlap), policy_seed=judged.policy_seed)
+    expected = judged.delay_steps + judged.delay_jitter if judged.continuation != "switch" else 0
+    executor = ExecutorConfig(
+        judged.exec_horizon, judged.temporal_overlap, continuation=judged.continuation, delay_steps=expected
+    )
+    return RolloutConfig(executor, judged.delay_steps, judged.delay_jitter, policy_seed=judged.policy_seed)

@@ -18,6 +18,9 @@ type Clock = Callable[[], float]
 """Monotonic seconds."""
 
 KEPT_LATENCIES = 500
+DELAY_WINDOW = 50
+"""The newest decisions by which the delay is judged: one slow call is forgotten after so many."""
+DELAY_QUANTILE = 0.95
 
 
 class Engine:
@@ -41,6 +44,9 @@ class Engine:
         """Score / threshold of the last frame; None where it is not scored."""
         self.latencies_s: deque[float] = deque(maxlen=KEPT_LATENCIES)
         """Durations of the newest decisions (those that asked the policy), the warm-up not among them."""
+        self.decisions, self.deadline_misses = 0, 0
+        """Decisions made, and those that took longer than the control steps that they were expected to take."""
+        self._config = config
 
     @property
     def fallen_back(self) -> bool:
@@ -88,15 +94,30 @@ class Engine:
 
     def _plan(self, frame: Observation) -> Array:
         begin = self._clock()
+        if self._config.delay_steps is None:
+            self._executor.delay_steps = self.expected_delay()
         action = self._executor.act({key: value[None] for key, value in frame.items()}, [self._rng])
         since = int(self._executor.since_decision()[0])
         rows = self._executor.planned(self._policy.pred_horizon - since)[0]
         rows[0] = action[0]
         if since == 0:
-            self.latencies_s.append(self._clock() - begin)
+            took = self._clock() - begin
+            self.latencies_s.append(took)
+            self.decisions += 1
+            self.deadline_misses += self._steps(took) > self._executor.delay_steps
         if not np.isfinite(rows).all():
             raise RefusedError(f"The policy's actions are not finite in {int((~np.isfinite(rows)).any(axis=1).sum())} rows.")
         return rows
+
+    def expected_delay(self) -> int:
+        """Return how many control steps a decision is expected to take: a quantile of the newest, as far as chunks allow."""
+        newest = list(self.latencies_s)[-DELAY_WINDOW:]
+        wanted = self._steps(float(np.quantile(newest, DELAY_QUANTILE))) if newest else 0
+        return min(wanted, self._policy.pred_horizon - self._config.exec_horizon)
+
+    def _steps(self, seconds: float) -> int:
+        """Return the control steps that begin within ``seconds`` of a decision's start; one that is ready in time delays none."""
+        return int(seconds * self._policy.spaces.control_rate_hz)
 
     def latency_s(self, quantile: float) -> float:
         """Return a quantile of the newest decisions' durations; NaN before the first."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from robolearn.core.errors import RefusedError
-from robolearn.core.protocols import CorrectingPolicy, Policy, RandomSource
+from robolearn.core.protocols import ContinuingPolicy, CorrectingPolicy, Policy, RandomSource
 from robolearn.core.seeding import generator
-from robolearn.core.types import ActionChunk, Observation
+from robolearn.core.types import ActionChunk, Array, Observation
 from robolearn.evaluate.result import Latency
 
 type Clock = Callable[[], float]
@@ -29,11 +30,22 @@ class TimedPolicy:
         self._rows: list[int] = []
         if isinstance(policy, CorrectingPolicy):
             self.correct = policy.correct
+        if isinstance(policy, ContinuingPolicy):
+            self.continue_chunk = self._continue_chunk
 
     def predict(self, observation: Observation, rng: RandomSource) -> ActionChunk:
         """See :meth:`robolearn.core.protocols.Policy.predict`."""
+        return self._note(lambda: self._policy.predict(observation, rng))
+
+    def _continue_chunk(
+        self, observation: Observation, rng: RandomSource, committed: Array, *, delay: int, method: str
+    ) -> ActionChunk:
+        policy: Any = self._policy
+        return self._note(lambda: policy.continue_chunk(observation, rng, committed, delay=delay, method=method))
+
+    def _note(self, ask: Callable[[], ActionChunk]) -> ActionChunk:
         start = self._clock()
-        chunk = self._policy.predict(observation, rng)
+        chunk = ask()
         self._seconds.append(self._clock() - start)
         self._rows.append(len(chunk.actions))
         return chunk

@@ -25,6 +25,10 @@ class RolloutConfig:
 
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     """Steps executed per chunk, and temporal overlap."""
+    delay_steps: int = 0
+    """Simulated control steps by which every decision but an episode's first comes late; until then the old chunk is executed."""
+    delay_jitter: int = 0
+    """Up to so many further steps, drawn for each decision with equal chance."""
     policy_seed: int = 0
     """Root of the policy's randomness; each episode draws from its own generator (policy_seed, episode seed)."""
     timed_decisions: int = 100
@@ -33,6 +37,8 @@ class RolloutConfig:
     """Seconds after which no further single decision is timed."""
 
     def __post_init__(self) -> None:
+        if self.delay_steps < 0 or self.delay_jitter < 0:
+            raise RefusedError(f"delay_steps and delay_jitter must not be negative, got {self.delay_steps}, {self.delay_jitter}.")
         if self.policy_seed < 0 or self.timed_decisions < 0 or not self.timing_budget_s >= 0:
             values = f"{self.policy_seed}, {self.timed_decisions}, {self.timing_budget_s}"
             raise RefusedError(f"policy_seed, timed_decisions and timing_budget_s must not be negative, got {values}.")
@@ -56,6 +62,8 @@ class EpisodeResult:
     """Mean (a_t - 3 a_{t-1} + 3 a_{t-2} - a_{t-3})^2 of the sent actions [action units per step^3, squared]; 0 below 4 steps."""
     safety_hits: Mapping[str, int]
     """Commands that the safety filter altered, by reason; reasons that never occurred are left out."""
+    mean_seam: float = 0.0
+    """Mean distance of old and new chunk where one takes over from the other; see ``ChunkExecutor.seams``. 0 without a seam."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +169,7 @@ class EvaluationResult:
             "mean_length": float(np.mean(lengths)) if lengths else None,
             "mean_action_change": _mean([e.mean_action_change for e in self.episodes]),
             "mean_squared_jerk": _mean([e.mean_squared_jerk for e in self.episodes]),
+            "mean_seam": _mean([e.mean_seam for e in self.episodes]),
             "safety_hits": self.safety_hits,
             "single_latency": self.single_latency.summary(),
             "batch_latency": self.batch_latency.summary(),

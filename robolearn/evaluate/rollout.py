@@ -51,7 +51,14 @@ class Rollouts:
         self._env, self._config, self._rows = env, config, env.num_envs
         require_compatible(policy.spaces, env.spec.spaces, what=f"evaluating on task {env.spec.task!r}")
         self._queue = _checked_seeds(seeds)
-        self._executor = ChunkExecutor(policy, config.executor, num_rows=self._rows)
+        longest = config.delay_steps + config.delay_jitter
+        if longest and config.executor.exec_horizon + longest > policy.pred_horizon:
+            raise RefusedError(
+                f"A delay of up to {longest} steps after exec_horizon={config.executor.exec_horizon} is longer than the chunk of "
+                f"{policy.pred_horizon}: nothing would be left to execute meanwhile."
+            )
+        late = self._lateness if longest else None
+        self._executor = ChunkExecutor(policy, config.executor, num_rows=self._rows, lateness=late)
         limits = SafetyLimits.from_spaces(env.spec.spaces)
         self._safety = SafetyFilter(limits, num_rows=self._rows)
         self._start = np.broadcast_to(np.clip(0.0, *limits.inner_bounds()), (self._rows, limits.dim))
@@ -69,6 +76,11 @@ class Rollouts:
         self._jerk = np.zeros(self._rows)
         self.observation: Observation = {}
         self.refill()
+
+    def _lateness(self, rngs: Sequence[np.random.Generator]) -> Array:
+        """Return how late each decision of the rows with these generators is [steps]."""
+        drawn = [int(rng.integers(self._config.delay_jitter + 1)) if self._config.delay_jitter else 0 for rng in rngs]
+        return self._config.delay_steps + np.array(drawn, np.int64)
 
     @property
     def running(self) -> bool:
@@ -117,6 +129,7 @@ class Rollouts:
             self._executor.reset(mask)
             self._safety.reset(self._start, mask)
         for row in starting:
+            self._executor.seams[row] = self._executor.seam_counts[row] = 0
             self._rngs[row] = generator(self._config.policy_seed, "episode", int(self._seeds[row]))
         for total in (self._length, self._return, self._success, self._recent, self._change, self._jerk):
             total[starting] = 0
@@ -143,6 +156,7 @@ class Rollouts:
             mean_action_change=float(self._change[row] / max(length - 1, 1)),
             mean_squared_jerk=float(self._jerk[row] / max(length - 3, 1)),
             safety_hits=hits,
+            mean_seam=float(self._executor.seams[row] / max(self._executor.seam_counts[row], 1)),
         )
 
 
