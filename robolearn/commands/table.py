@@ -14,16 +14,13 @@ from typing import cast
 from rich.console import Console
 
 from robolearn.commands.recipe import Recipe
-from robolearn.commands.table_run import Command, Run, advance, claimed, collect_for, outcome, progress
+from robolearn.commands.table_run import Command, Run, advance, claimed, collect_for, finished_weights, outcome, progress
 from robolearn.core.config import load
 from robolearn.core.errors import RefusedError, nearest
 from robolearn.core.run import write_json
 from robolearn.evaluate.curve_figure import write_curves
 from robolearn.evaluate.table import CellOutcome, TableOutcome
 from robolearn.evaluate.table_text import CURVES_FILE, markdown
-from robolearn.policies.loading import load_policy
-from robolearn.refine.base import weights_hash
-from robolearn.train.checkpoint import find_checkpoint
 from robolearn.train.interrupts import InterruptGuard, NonFiniteError
 
 TABLE_FILE, NUMBERS_FILE = "table.md", "table.json"
@@ -55,6 +52,8 @@ class CellRecipe:
     """Changes to it; base, run folder, seed and number of test episodes come from the table."""
     seeds: tuple[int, ...] | None = None
     """Training seeds of this cell, a part of the table's; null takes all. The others are shown as left out."""
+    refines: str = ""
+    """An earlier cell: each run refines that cell's run of the same seed instead of the base, so that methods stack."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,22 @@ class TableRecipe:
                 raise RefusedError(f"A cell's name must be {rule}; got {cell.name!r} in {names}.")
             if stray := set(cell.seeds or ()) - set(self.seeds):
                 raise RefusedError(f"Cell {cell.name!r} has seeds {sorted(stray)} that the table's {list(self.seeds)} lack.")
+        for place, cell in enumerate(self.cells):
+            below = {earlier.name: earlier for earlier in self.cells[:place] if earlier.command == "refine"}.get(cell.refines)
+            if cell.refines and (below is None or cell.command != "refine"):
+                raise RefusedError(
+                    f"Cell {cell.name!r}: refines={cell.refines!r} must name an earlier cell, and both must refine."
+                )
+            if below and (missing := set(self.seeds_of(cell)) - set(self.seeds_of(below))):
+                raise RefusedError(
+                    f"Cell {cell.name!r} has the seeds {sorted(missing)} that {cell.refines!r}, on which it stands, lacks."
+                )
         if len(set(self.seeds)) != len(self.seeds) or self.episodes < 1 or not 0 < self.goal <= 1:
             raise RefusedError(f"seeds={self.seeds} must differ, episodes={self.episodes} be >= 1, goal={self.goal} in (0, 1].")
+
+    def seeds_of(self, cell: CellRecipe) -> tuple[int, ...]:
+        """Return the training seeds of one of the cells."""
+        return self.seeds if cell.seeds is None else cell.seeds
 
 
 @dataclass(frozen=True)
@@ -117,10 +130,12 @@ def load_table(file: Path, overrides: list[str]) -> Plan:
     settings = cast(Recipe, base.recipe)
     base = replace(base, seed=settings.train.seed)
     _require_fit(base, settings)
-    cells = {}
+    cells: dict[str, tuple[Run, ...]] = {}
     for cell in recipe.cells:
-        seeds = recipe.seeds if cell.seeds is None else cell.seeds
-        cells[cell.name] = tuple(_run(cell, seed, (episodes, settings.run_dir, out)) for seed in seeds)
+        below = {run.seed: run for run in cells.get(cell.refines, ())}
+        cells[cell.name] = tuple(
+            _run(cell, below.get(s, base), seed=s, out=out, episodes=episodes) for s in recipe.seeds_of(cell)
+        )
         for run in cells[cell.name]:
             _require_fit(run, settings)
     left_out = {c.name: tuple(s for s in recipe.seeds if c.seeds is not None and s not in c.seeds) for c in recipe.cells}
@@ -151,9 +166,16 @@ def table(file: Path, overrides: list[str], *, only: str | None, report: bool) -
         if report:
             write_table(plan)
         else:
-            base_hash = _make_base(plan, console)
+            _make_base(plan, console)
             write_table(plan)
             for run in chosen:
+                base_hash = finished_weights(run.below or plan.base)
+                if base_hash is None:
+                    assert run.below is not None
+                    console.print(
+                        f"{run.name}: {run.below.name}, on which it stands, is {progress(run.below).words}", highlight=False
+                    )
+                    continue
                 if progress(run, base_hash).kind in ("done", "diverged"):
                     continue
                 guard.raise_if_asked()  # what a signal raises inside a destructor is lost
@@ -171,9 +193,12 @@ def write_table(plan: Plan) -> None:
     Raises:
         RefusedError: a folder was made with other settings, or the files cannot be written.
     """
-    base_hash = _base_hash(plan)
+    hashes = {run.name: finished_weights(run) for run in {run.below or plan.base for runs in plan.cells.values() for run in runs}}
     with _waited_for(plan.out / ".table.lock"):
-        cells = [CellOutcome(n, tuple(outcome(r, base_hash) for r in runs), plan.left_out[n]) for n, runs in plan.cells.items()]
+        cells = []
+        for name, runs in plan.cells.items():
+            outcomes = tuple(outcome(run, hashes[(run.below or plan.base).name]) for run in runs)
+            cells.append(CellOutcome(name, outcomes, plan.left_out[name]))
         shown = TableOutcome(plan.title, plan.command, outcome(plan.base), tuple(cells), plan.goal)
         write_curves(shown, plan.out / CURVES_FILE)
         write_json(plan.out / NUMBERS_FILE, shown.to_json())
@@ -182,12 +207,12 @@ def write_table(plan: Plan) -> None:
         temporary.replace(plan.out / TABLE_FILE)
 
 
-def _run(cell: CellRecipe, seed: int, common: tuple[str, str, str]) -> Run:
-    episodes, base, out = common
+def _run(cell: CellRecipe, below: Run, *, seed: int, out: str, episodes: str) -> Run:
+    """Return the run of a cell on ``below``."""
     name = f"{cell.name}-seed{seed}"
     own = [f"run_dir={out}/{name}", episodes]
-    own += [f"base={base}", f"online.seed={seed}"] if cell.command == "refine" else [f"train.seed={seed}"]
-    return Run(name, seed, cell.command, Path(cell.recipe), (*cell.overrides, *own))
+    own += [f"base={below.recipe.run_dir}", f"online.seed={seed}"] if cell.command == "refine" else [f"train.seed={seed}"]
+    return Run(name, seed, cell.command, Path(cell.recipe), (*cell.overrides, *own), below if cell.refines else None)
 
 
 def _require_fit(run: Run, base: Recipe) -> None:
@@ -218,18 +243,16 @@ def _chosen(plan: Plan, only: str | None) -> list[Run]:
     return chosen
 
 
-def _make_base(plan: Plan, console: Console) -> str:
-    """Do what is left of the base, one process at a time, and return the hash of its weights."""
+def _make_base(plan: Plan, console: Console) -> None:
+    """Do what is left of the base, one process at a time."""
     folder = Path(plan.base.recipe.run_dir)
     with _waited_for(folder.with_name(f".{folder.name}.lock")):
         collect_for(plan.base, console)
         advance(plan.base, console)
-    base_hash = _base_hash(plan)
-    if base_hash is None:
+    if progress(plan.base).kind not in ("learned", "done"):
         raise RefusedError(
             f"The base in {folder} is {progress(plan.base).words}; move the folder away or change {plan.base.file}."
         )
-    return base_hash
 
 
 def _make(run: Run, base_hash: str, console: Console) -> NonFiniteError | None:
@@ -245,14 +268,6 @@ def _make(run: Run, base_hash: str, console: Console) -> NonFiniteError | None:
             console.print(f"{run.name}: {error}", highlight=False, soft_wrap=True, markup=False)
             return error
     return None
-
-
-def _base_hash(plan: Plan) -> str | None:
-    """Return the hash of the base's weights; None before there is a finished base."""
-    if progress(plan.base).kind not in ("learned", "done"):
-        return None
-    policy = load_policy(find_checkpoint(Path(plan.base.recipe.run_dir)), "cpu")
-    return weights_hash(policy)  # type: ignore[arg-type]
 
 
 @contextmanager

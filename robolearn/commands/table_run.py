@@ -27,6 +27,8 @@ from robolearn.core.seeding import TEST_SEED_BLOCK
 from robolearn.evaluate.curves import RunCurve
 from robolearn.evaluate.result import EVALUATION_FILE, EvaluationResult
 from robolearn.evaluate.table import RunOutcome
+from robolearn.policies.loading import load_policy
+from robolearn.refine.base import weights_hash
 from robolearn.train.checkpoint import CheckpointFolder, find_checkpoint
 from robolearn.train.config import FREE_ON_RESUME
 from robolearn.train.divergence import DIVERGED_FOLDER
@@ -50,6 +52,8 @@ class Run:
     """Recipe file."""
     overrides: tuple[str, ...]
     """Changes to it, all that the command line would need."""
+    below: Run | None = None
+    """The run that this one refines; None refines the table's base."""
 
     @cached_property
     def recipe(self) -> Recipe | RefineRecipe:
@@ -188,6 +192,14 @@ def outcome(run: Run, base_hash: str | None = None) -> RunOutcome:
     result = test_result(run) if at.kind == "done" else None
     curve = RunCurve.load(folder) if run.command == "refine" and at.kind != "absent" else None
     return RunOutcome(run.name, run.seed, at.words, run.command_line, result, curve)
+
+
+def finished_weights(run: Run) -> str | None:
+    """Return the hash of the weights of a run that has learned; None before."""
+    if progress(run).kind not in ("learned", "done"):
+        return None
+    policy = load_policy(find_checkpoint(Path(run.recipe.run_dir)), "cpu")
+    return weights_hash(policy)  # type: ignore[arg-type]
 
 
 @contextmanager

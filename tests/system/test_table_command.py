@@ -43,6 +43,8 @@ cells:
   - {name: wide, recipe: FOLDER/refined.yaml, overrides: [method.residual_scale=0.5], seeds: [1]}
   - {name: imitated, command: train, recipe: FOLDER/base.yaml, overrides: [data.successes_only=false], seeds: [0]}
   - {name: unrun, recipe: FOLDER/refined.yaml, seeds: []}
+  - {name: steered, recipe: FOLDER/refined.yaml, overrides: ["method={name: dsrl, critic: {width: 16}}"], seeds: [1]}
+  - {name: stacked, recipe: FOLDER/refined.yaml, refines: steered, seeds: [1]}
 """
 
 
@@ -112,6 +114,8 @@ def test_a_stopped_table_shows_what_it_has_and_names_what_is_missing(stopped):
         "residual-seed1": "not run",
         "wide-seed1": "not run",
         "imitated-seed0": "not run",
+        "steered-seed1": "not run",
+        "stacked-seed1": "not run",
     }
     shown = rows(stopped)
     assert shown["base"][1].endswith("/3")
@@ -150,6 +154,18 @@ def test_cells_are_measured_on_the_base_s_initial_states(finished):
     assert shown["wide"][3] == "1 seed"
 
 
+def test_a_stacked_cell_refines_what_the_cell_below_it_made(finished):
+    card = json.loads((finished / "table/stacked-seed1/checkpoints/last/config.json").read_text())
+    assert card["policy"] == "corrected"
+    assert card["config"]["base"]["name"] == "steered"
+    assert card["config"]["base"]["base"]["name"] == "diffusion"
+
+
+def test_a_stacked_cell_waits_for_the_one_below_it(stopped, capsys):
+    assert table(stopped, "--only", "stacked") == 0
+    assert "stacked-seed1: steered-seed1, on which it stands, is not run" in capsys.readouterr().out
+
+
 def test_nothing_is_made_twice(finished, monkeypatch):
     for name in ("refine_recipe", "train_recipe", "evaluate", "collect_demonstrations"):
         monkeypatch.delattr(f"robolearn.commands.table_run.{name}")
@@ -174,6 +190,7 @@ def test_a_run_that_another_process_makes_is_left_to_it(stopped, capsys):
         (["cells=[{name: residual, recipe: FOLDER/refined.yaml, seeds: [7]}]"], "seeds [7]"),
         (["cells=[{name: base, recipe: FOLDER/refined.yaml}]"], "got 'base'"),
         (["cells=[{name: a}]"], "each with its recipe"),
+        (["cells=[{name: a, recipe: FOLDER/refined.yaml, refines: b}]"], "refines='b' must name an earlier cell"),
         (["--only", "residul"], "Did you mean 'residual'"),
         (["--only", "residual:4"], "has the seeds [0, 1]"),
     ],
@@ -211,5 +228,7 @@ def test_a_run_that_diverges_is_shown_so_and_not_run_again(stopped, tmp_path, mo
         "residual-seed1": "not run",
         "wide-seed1": "diverged, at step 20 of 80",
         "imitated-seed0": "not run",
+        "steered-seed1": "not run",
+        "stacked-seed1": "not run",
     }
     assert rows(folder)["wide"][0] == "1 diverged, at step 20 of 80; 0 left out"
