@@ -159,7 +159,8 @@ class _Loop:
             tensorboard=config.tensorboard,
         )
         try:
-            due = self._step % config.evaluate_every < self._lanes.count  # at the start, or where a signal cut an evaluation off
+            # At the start, or where a signal cut an evaluation off; the last one is due wherever the run ends.
+            due = self._step % config.evaluate_every < self._lanes.count or self._step >= config.env_steps
             if evaluate is not None and due and all(row["env_steps"] != self._step for row in self._evaluations.rows(self._step)):
                 self._evaluate(evaluate)
             self._began_s = time.monotonic() - self._elapsed_s

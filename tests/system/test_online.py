@@ -151,22 +151,25 @@ def test_the_reach_of_the_actor_grows_after_the_warm_up(base, tmp_path):
         assert load_policy(result.checkpoint).reach.item() == pytest.approx(0.436)
 
 
-def test_a_signal_during_an_evaluation_stops_the_run_with_everything_saved(base, tmp_path):
+@pytest.mark.parametrize(("env_steps", "cut"), [(600, 200), (500, 500)])
+def test_a_signal_during_an_evaluation_stops_the_run_with_everything_saved(base, tmp_path, env_steps, cut):
     # Evaluations handle signals themselves and return what they have; the run went on, with a partial evaluation in its table.
+    # And a last evaluation that was cut off, at a step that evaluate_every does not divide, was never made up.
     calls = []
 
     def score(policy):
         calls.append(policy)
-        if len(calls) == 2:
+        if len(calls) == rows.index(cut) + 1:
             raise Interrupted(15)
         return {"successes": 1, "episodes": 2}
 
-    config = replace(CONFIG, evaluate_every=200)
+    rows = [*range(0, env_steps, 200), env_steps]
+    config = replace(CONFIG, env_steps=env_steps, evaluate_every=200)
     with pytest.raises(Interrupted, match="saved"):
         run(base, tmp_path / "run", config=config, score=score)
-    assert CheckpointFolder(tmp_path / "run/checkpoints").steps() == [200]
+    assert CheckpointFolder(tmp_path / "run/checkpoints").steps()[-1] == cut
     result = run(base, tmp_path / "run", config=config, score=score, resume=True)
-    assert [row["env_steps"] for row in result.evaluations] == [0, 200, 400, 600]
+    assert [row["env_steps"] for row in result.evaluations] == rows
 
 
 def test_a_run_of_another_base_or_other_networks_is_not_resumed(base, tmp_path):
