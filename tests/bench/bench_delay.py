@@ -1,11 +1,18 @@
 """Success against the time that a decision takes, with and without alignment by stamps, on a simulated task.
 
     robolearn bench delay <run or checkpoint folder> [episodes] [largest delay in steps]
+    robolearn bench delay <run or checkpoint folder> <episodes> <largest delay> methods [exec_horizon] [random]
 
 The pipeline is the deployed one (engine, step clock, command gate) on a simulated clock: a decision that takes d control steps
 looks at one frame and reaches the gate d steps later; the frames in between are only looked at. ``aligned`` is what
 ``policy_node`` and ``gate_node`` do: a chunk is entered at the age of its observation, and the plan moves on by the steps that
 went by. ``not aligned`` begins every chunk with its first row when it arrives and lets the plan move by one row a decision.
+
+With ``methods`` the ways of continuing the chunk under way are compared instead, aligned all of them, on the same initial states:
+hard switch, temporal ensembling, blending, guidance, and trained prefixes where the policy has ``max_delay``. The first chunk
+of an episode is there from the start. The seam is how far apart old and new chunk are where one takes over (half ranges of the
+arm's actions); the jerk is the mean squared third difference of the sent actions. ``random`` draws each delay from 0 to the
+one printed.
 """
 
 from __future__ import annotations
@@ -28,6 +35,8 @@ from robolearn.deploy.engine import Engine
 from robolearn.deploy.executor import ExecutorConfig
 from robolearn.deploy.gate import CommandGate
 from robolearn.deploy.gate_config import GateConfig
+from robolearn.evaluate.result import RolloutConfig
+from robolearn.evaluate.rollout import evaluate
 from robolearn.evaluate.statistics import clopper_pearson
 from robolearn.policies.loading import load_policy
 from robolearn.train.checkpoint import find_checkpoint
@@ -96,8 +105,42 @@ class Deployment:
         return rows, len(engine.latencies_s) > known
 
 
-def main(reference: str, episodes: str = "50", largest: str = "6") -> None:
+def compare_methods(reference: str, episodes: int, largest: int, exec_horizon: int, jitter: bool) -> None:
+    """Print one row per delay and method."""
+    checkpoint = find_checkpoint(Path(reference))
+    recipe = load_recipe((run_folder(Path(reference)) or checkpoint) / RECIPE_FILE, ["env.num_envs=25"])
+    env = make_recipe_env(recipe)
+    policy = load_policy(checkpoint, spaces=env.spec.spaces)
+    methods = ["switch", "ensemble", "blend", "guided"] + (["trained"] if policy.config.max_delay else [])
+    seeds = [VALIDATION_SEED_BLOCK + i for i in range(episodes)]
+    print(f"{reference}: {env.spec.task}, exec_horizon {exec_horizon}, {'random' if jitter else 'constant'} delay")
+    print("| delay, steps | method | solved | 95 % interval | seam | jerk |\n|---|---|---|---|---|---|")
+    for delay in sorted({0, 2, largest // 2, largest} - ({1} if largest < 4 else set())):
+        for method in methods:
+            if method == "trained" and delay > policy.config.max_delay:
+                continue
+            plain = method in ("switch", "ensemble")
+            executor = ExecutorConfig(
+                exec_horizon,
+                method == "ensemble",
+                continuation="switch" if plain else method,
+                delay_steps=0 if plain else delay,
+            )
+            late = {"delay_steps": 0, "delay_jitter": delay} if jitter else {"delay_steps": delay}
+            result = evaluate(env, policy, seeds, RolloutConfig(executor, timed_decisions=0, **late))
+            low, high = result.interval()
+            seam, jerk = (float(np.mean([getattr(e, f) for e in result.episodes])) for f in ("mean_seam", "mean_squared_jerk"))
+            row = f"| {delay} | {method} | {result.successes}/{episodes} | {low:.2f}-{high:.2f} | {seam:.4f} | {jerk:.4f} |"
+            print(row, flush=True)
+    env.close()
+
+
+def main(reference: str, episodes: str = "50", largest: str = "6", *more: str) -> None:
     """Print one row per delay."""
+    if more and more[0] == "methods":
+        horizon = int(more[1]) if len(more) > 1 else 4
+        compare_methods(reference, int(episodes), int(largest), horizon, "random" in more)
+        return
     checkpoint = find_checkpoint(Path(reference))
     recipe = load_recipe((run_folder(Path(reference)) or checkpoint) / RECIPE_FILE, ["env.num_envs=1"])
     env = make_recipe_env(recipe)

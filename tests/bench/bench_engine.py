@@ -1,0 +1,125 @@
+"""What a decision costs: floating-point operations counted at the operators, and CPU time, of the policies' paths in turns.
+
+    robolearn bench engine [--rounds 7] [--width 256] [--layers 6]
+
+Mixture of experts, batch 1, ten noise levels: the *plain* path computes all tokens with separate experts at every level (what a
+forward pass in training is); the *fused, cached* path computes the prefix once and the experts that work at a level as one. The
+dense transformers are of equal total and of equal active size. Operations are torch's FlopCounterMode's (matrix products and
+attention, whoever calls them; a multiply-add counts two). Times are CPU-milliseconds of this process, medians of rounds in
+which all run in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from bench_data import PANDA
+from torch.utils.flop_counter import FlopCounterMode
+
+from robolearn.core.observation import flat_streams
+from robolearn.core.types import ENVIRONMENT_STATE, STATE
+from robolearn.data.normalizer import Normalizer
+from robolearn.diffusion.samplers import euler
+from robolearn.nets.moe import MoeConfig
+from robolearn.nets.prefix_transformer import PrefixTransformerConfig
+from robolearn.policies import make_policy
+from robolearn.policies.diffusion import Config as DiffusionConfig
+from robolearn.policies.moe_diffusion import Config
+
+KEYS = (STATE, ENVIRONMENT_STATE)
+
+
+def build(transformer, moe):
+    torch.manual_seed(0)
+    config = Config(transformer=replace(transformer, moe=moe))
+    policy = make_policy("moe_diffusion", config, PANDA, Normalizer(flat_streams(PANDA), "identity"))
+    return policy.eval().requires_grad_(False)
+
+
+def plain(policy, condition, latent):
+    """Every token and every expert anew at every level."""
+
+    def denoise(noisy, index):
+        return policy.denoiser.denoised(noisy, torch.full((len(noisy),), index), condition)
+
+    return euler(denoise, policy.sigmas, latent)
+
+
+def flops(call):
+    """Operations of one call, in units of 10^6."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 1e6
+
+
+def medians(calls, rounds):
+    """Return name -> median CPU-ms and name -> [min, median, max] of the ratio to the first name."""
+    times = {name: [] for name in calls}
+    for _ in range(rounds + 2):
+        for name, call in calls.items():
+            start = time.process_time()
+            with torch.inference_mode():
+                call()
+            times[name].append(1e3 * (time.process_time() - start))
+    times = {name: values[2:] for name, values in times.items()}
+    first = times[next(iter(times))]
+    ratios = {name: sorted(f / v for f, v in zip(first, values, strict=True)) for name, values in times.items()}
+    return {n: statistics.median(v) for n, v in times.items()}, {
+        n: (r[0], statistics.median(r), r[-1]) for n, r in ratios.items()
+    }
+
+
+def compare(label, moe, transformer, rounds):
+    """Print one block of rows."""
+    policies = {"moe": build(transformer, moe)}
+    for twin in ("dense_total", "dense_active"):
+        policies[twin] = build(transformer, replace(moe, twin=twin))
+    latent = torch.randn(1, *policies["moe"].latent_shape, generator=torch.Generator().manual_seed(1))
+    condition = torch.zeros(1, policies["moe"].encoder.condition_dim)
+    calls = {f"{n} plain": lambda p=p: plain(p, condition, latent) for n, p in policies.items()}
+    calls |= {f"{n} fused, cached": lambda p=p: p.decode_condition(condition, latent) for n, p in policies.items()}
+    difference = (calls["moe plain"]() - calls["moe fused, cached"]()).abs().max().item()
+    ms, ratio = medians(calls, rounds)
+    total = flops(calls["dense_total plain"])
+    for name, call in calls.items():
+        count, (low, middle, high) = flops(call), ratio[name]
+        share = f"{100 * (1 - count / total):.1f} %"
+        print(f"| {label} | {name} | {count:.0f} | {share} | {ms[name]:.1f} | {middle:.2f} [{low:.2f}, {high:.2f}] |", flush=True)
+    sizes = {name: sum(p.numel() for p in policy.parameters()) / 1e6 for name, policy in policies.items()}
+    print(f"(parameters, millions: {sizes}; largest difference of the two moe paths {difference:.1e})", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=6)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| experts | path | MFLOP a decision | below dense_total plain | CPU ms | times faster than moe plain |")
+    print("|---|---|---|---|---|---|")
+    for prefix in ("clean", "noise"):
+        transformer = PrefixTransformerConfig(options.width, options.layers, 8, prefix=prefix)
+        for experts, top_k in ((4, 2), (8, 1)):
+            compare(f"{experts}/top-{top_k}, {prefix} prefix", MoeConfig(experts, top_k), transformer, options.rounds)
+    rng = np.random.default_rng(0)
+    seen = {k: rng.random((1, 2, *PANDA.observation[k].shape), np.float32) for k in KEYS}
+    steps = {10: "ddim", 1: "one_step"}
+    teacher = {
+        f"diffusion MLP, {n} step(s)": make_policy(
+            "diffusion", DiffusionConfig(sampler=name), PANDA, Normalizer(flat_streams(PANDA), "identity")
+        ).eval()
+        for n, name in steps.items()
+    }
+    ms, ratio = medians({n: lambda p=p: p.predict(seen, rng) for n, p in teacher.items()}, 5 * options.rounds)
+    for name in teacher:
+        print(f"{name}: {ms[name]:.2f} CPU ms, {ratio[name][1]:.2f} times faster than the first")
+
+
+if __name__ == "__main__":
+    main()
