@@ -10,7 +10,6 @@ RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates
  && apt-get update && apt-get install -y --no-install-recommends \
       git python3-venv python3-pip libegl1 libgl1 libosmesa6 \
       ros-jazzy-ros-base ros-jazzy-launch-xml ros-jazzy-launch-testing ros-jazzy-control-msgs ros-jazzy-foxglove-bridge \
-      python3-colcon-common-extensions \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/robolearn
 COPY . .
@@ -18,7 +17,9 @@ COPY . .
 RUN python3 -m venv --system-site-packages .venv && .venv/bin/pip install --no-cache-dir uv \
  && grep -oE '^[A-Za-z0-9._-]+==[^ ]+' requirements.lock | grep -vE '^(ros-|empy|lark-parser)' > /tmp/constraints.txt \
  && .venv/bin/uv pip install --python .venv/bin/python --no-cache -c /tmp/constraints.txt -e . rosbags==0.11.9
-RUN . /opt/ros/jazzy/setup.sh && cd ros_ws && ../.venv/bin/python -m colcon build || (cd ros_ws && colcon build)
+# colcon of this Python, so that the nodes' executables start the interpreter that holds robolearn.
+RUN .venv/bin/uv pip install --python .venv/bin/python --no-cache colcon-common-extensions \
+ && . /opt/ros/jazzy/setup.sh && cd ros_ws && ../.venv/bin/colcon build
 SHELL ["/bin/bash", "-c"]
 ENTRYPOINT ["/bin/bash", "-c", "source /opt/ros/jazzy/setup.bash && source /opt/robolearn/ros_ws/install/setup.bash && source /opt/robolearn/.venv/bin/activate && exec \"$@\"", "--"]
 CMD ["bash"]

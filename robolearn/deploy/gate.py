@@ -218,8 +218,9 @@ class CommandGate:
 
     def _output(self) -> Command:
         send = self._armed and self._epoch > 0 and not self._let_go and not (self._releasing and self._weight <= 0)
-        command, velocity = self._command.copy(), self._velocity.copy()
-        return Command(command, velocity, send, self._state, self._reason, self._epoch, self._weight)
+        command, velocity, error = self._command.copy(), self._velocity.copy(), np.zeros(self._limits.dim)
+        error[: self._n] = command[: self._n] - self._measured if self._state is GateState.RUNNING else 0
+        return Command(command, velocity, error, send, self._state, self._reason, self._epoch, self._weight)
 
     def _advance(self, now_s: float) -> bool:
         """Return whether ``now_s`` is in a new slot, and start again from rest after a gap."""
@@ -286,14 +287,14 @@ class CommandGate:
             self._fault(f"silent_{self._source}", now_s, hard=False)
 
     def _settle(self, now_s: float) -> None:
-        """Leave STOPPING when at rest, and HOLDING when nobody came."""
+        """Leave STOPPING when at rest, HOLDING when nobody came; disarm a command later, so that the last one is at rest."""
+        if self._state is GateState.LATCHED and self._disarming:
+            self._armed = False
         if self._state is GateState.STOPPING and (not np.isfinite(self._command).all() or self._filter.at_rest[0]):
             self._enter(GateState.LATCHED if self._hard else GateState.HOLDING, self._reason, now_s)
         if self._state is GateState.HOLDING and now_s - self._since_s > self._config.resume_window_s:
             self._hard = True
             self._enter(GateState.LATCHED, self._reason, now_s)
-        if self._state is GateState.LATCHED and self._disarming:
-            self._armed = False
 
     def _admit(self, chunk: Chunk, values: Array, now_s: float) -> None:
         """Check a readable chunk against source, time and state, and follow it.
@@ -395,6 +396,5 @@ class CommandGate:
 
     def _near(self, position: Array) -> bool:
         """Return whether the robot is where the command holds it; True where it cannot be measured."""
-        if not self._n or not np.isfinite(position).all():
-            return True
-        return bool((np.abs(position - self._measured) <= self._config.start_tolerance).all())
+        unknown = not self._n or not np.isfinite(position).all()
+        return unknown or bool((np.abs(position - self._measured) <= self._config.start_tolerance).all())

@@ -88,6 +88,8 @@ class Command:
     """(a,) joint positions [rad] then grippers [-1, 1], or the rates of a gate for rates; NaN before the first reset."""
     velocity: Array
     """(a,) change per second since the last command; zero for rates."""
+    error: Array
+    """(a,) command minus measurement while running, else zero: what an output of velocities has to make up for."""
     send: bool
     """Whether to put it on the wire: armed, reset at least once, and the robot is where the command holds it."""
     state: GateState

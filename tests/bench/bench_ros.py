@@ -1,8 +1,9 @@
-"""The ROS 2 path, measured between real processes: command latency, gate jitter, cameras, e-stop, a killed policy.
+"""The ROS 2 path, measured between real processes: latency, jitter, cameras, e-stop, a killed policy, silent joint states.
 
     robolearn bench ros                 all parts
-    robolearn bench ros latency jitter  some of: latency, jitter, cameras, estop, kill
+    robolearn bench ros latency jitter  some of: latency, jitter, cameras, estop, kill, sensor
 
+BENCH_SECONDS (20) and BENCH_REPEATS (20) set how long and how often; BENCH_PRIORITY gives the gate that SCHED_FIFO priority.
 Needs the ROS wheels. Figures of a busy machine are worse: the load average is printed beside them.
 """
 
@@ -56,6 +57,18 @@ while True:
     out.publish(chunk_message(rows, names, stamp_ns=time.time_ns(), period_ns=50_000_000, source='{"source": "policy"}'))
     time.sleep(0.05)
 """
+KILLED = """
+import os, sys
+import rclpy
+PLAYER = sys.argv[2]
+for _ in sys.stdin:  # one process each, of a parent that has loaded everything and has no context of its own
+    child = os.fork()
+    if child == 0:
+        sys.argv = ["player", sys.argv[1]]
+        exec(PLAYER)
+    print(child, flush=True)
+    os.waitpid(child, 0)
+"""
 CAMERA = """
 import sys, time
 import numpy as np, rclpy
@@ -94,8 +107,11 @@ class Robot:
         ros.create_subscription(String, "gate_node/state", self._on_state, COMMAND_QOS)
         ros.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, COMMAND_QOS)
 
+        self.publishing = True
+
         def publish() -> None:
-            self._states.publish(joint_state(self.spec.joints, self.position, time.time_ns()))
+            if self.publishing:
+                self._states.publish(joint_state(self.spec.joints, self.position, time.time_ns()))
 
         client.every(1 / rate_hz, publish)
         client.every(0.05, lambda: self._estop.publish(Bool(data=self.pressed)))
@@ -141,7 +157,14 @@ def running(robot: str, **parameters: object):
             arm = Robot(client, robot, float(parameters.get("rate_hz", 100.0)))  # type: ignore[arg-type]
             assert client.transition("gate_node", CONFIGURE, ACTIVATE)
             assert client.set_bool("gate_node/arm", True)[0]
-            yield arm, lambda text, *args: subprocess.Popen([sys.executable, "-c", text, *args], env=environ)
+
+            def start(script: str, *args: str, changes: dict[str, str] | None = None, **options: object) -> subprocess.Popen:
+                own = environ | (changes or {})
+                if changes:
+                    own.pop("FASTRTPS_DEFAULT_PROFILES_FILE", None)
+                return subprocess.Popen([sys.executable, "-c", script, *args], env=own, **options)
+
+            yield arm, start
         finally:
             client.close()
 
@@ -211,20 +234,57 @@ def estop() -> None:
 
 
 def kill() -> None:
+    """The gate stays; each trial kills a policy's process of its own in the middle of a motion."""
     timeout_s = 0.25
-    with running("panda", policy_timeout_s=timeout_s) as (arm, start):
+    # A killed process leaves its shared memory behind: over UDP it has none.
+    environ = {"FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"}
+    with running("panda", policy_timeout_s=timeout_s, resume_window_s=0.05) as (arm, start):
+        server = start(KILLED, "panda", PLAYER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, changes=environ)
+        took, missed, rng = [], 0, np.random.default_rng(0)
+        try:
+            for trial in range(REPEATS):
+                arm.ready()
+                begun = time.monotonic()
+                server.stdin.write("\n")
+                server.stdin.flush()
+                player = int(server.stdout.readline())
+                arm.first("running", begun)
+                time.sleep(rng.uniform(0.05, 0.25))
+                at = time.monotonic()
+                os.kill(player, signal.SIGKILL)
+                took.append(arm.first("stopping", at) - at)
+                missed += "silent_policy" not in next(text for t, text in arm.states if t >= at and "stopping" in text)
+                arm.first("latched", at)
+                del arm.states[:-1]
+                if (trial + 1) % 50 == 0:
+                    show(f"{trial + 1} kills so far, {missed} of them stopped for another reason", took)
+        finally:
+            server.stdin.close()
+            server.wait()
+        show(f"kill -9 of the policy -> ramp-down begun (watchdog {timeout_s * 1e3:.0f} ms)", took)
+
+
+def sensor() -> None:
+    timeout_s = 0.1
+    with running("panda", state_timeout_s=timeout_s, resume_window_s=0.05) as (arm, start):
+        player = start(PLAYER, "panda")
         took = []
         for _ in range(REPEATS):
+            arm.publishing = True
+            player.send_signal(signal.SIGSTOP)
             arm.ready()
-            player = start(PLAYER, "panda")
-            arm.first("running", time.monotonic())
-            time.sleep(0.3)
-            at = time.monotonic()
-            os.kill(player.pid, signal.SIGKILL)
-            player.wait()
+            begun = time.monotonic()
+            player.send_signal(signal.SIGCONT)
+            arm.first("running", begun)
+            time.sleep(0.2)
+            arm.publishing, at = False, time.monotonic()
             took.append(arm.first("stopping", at) - at)
+            arm.publishing = True
+            player.send_signal(signal.SIGSTOP)
             arm.first("latched", at)
-        show(f"kill -9 of the policy -> ramp-down begun (watchdog {timeout_s * 1e3:.0f} ms)", took)
+        player.kill()
+        player.wait()
+        show(f"joint states end -> ramp-down begun (limit {timeout_s * 1e3:.0f} ms)", took)
 
 
 def cameras() -> None:
@@ -265,7 +325,14 @@ def listen() -> None:
     print(len(ages), round(float(np.quantile(ages, 0.99)), 1) if ages else "nan")
 
 
-PARTS: dict[str, Callable[[], None]] = {"latency": latency, "jitter": jitter, "cameras": cameras, "estop": estop, "kill": kill}
+PARTS: dict[str, Callable[[], None]] = {
+    "latency": latency,
+    "jitter": jitter,
+    "cameras": cameras,
+    "estop": estop,
+    "kill": kill,
+    "sensor": sensor,
+}
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--listen"]:

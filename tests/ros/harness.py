@@ -170,10 +170,10 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0, *, what: 
 
 
 class FakeArm:
-    """The Panda's driver as the gate's peer sees it: joint states at 100 Hz, position commands obeyed at once."""
+    """A robot's driver as the gate's peer sees it: joint states at 100 Hz, position commands obeyed at once."""
 
-    def __init__(self, client: Client) -> None:
-        self.client, self.spec = client, load_robot("panda")
+    def __init__(self, client: Client, robot: str = "panda") -> None:
+        self.client, self.spec = client, load_robot(robot)
         self.position = np.array(self.spec.home)
         self.commands: list[tuple[float, np.ndarray]] = []
         """(steady time of arrival, positions) of each command that the driver got."""

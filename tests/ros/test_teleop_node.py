@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from geometry_msgs.msg import TwistStamped
-from harness import ACTIVATE, CONFIGURE, PATIENCE_S, Client, node, nodes, wait_until
-from sensor_msgs.msg import JointState
+from harness import ACTIVATE, CONFIGURE, PATIENCE_S, Client, FakeArm, gate, node, nodes, wait_until
+from sensor_msgs.msg import JointState, Joy
 from std_msgs.msg import Bool
 from trajectory_msgs.msg import JointTrajectory
 
@@ -113,3 +113,69 @@ def test_a_leader_moves_the_robot_by_what_it_moves_itself_while_held(
         wait_until(lambda: len(operator.rows) > before, what="a chunk")
         np.testing.assert_allclose(operator.rows[before], robot, atol=1e-9)
     end()
+
+
+def test_a_joystick_commands_while_its_button_is_held_and_asks_for_a_stop(
+    client: Client, operator: Operator, tmp_path: Path, domain: str
+) -> None:
+    sticks = client.node.create_publisher(Joy, "joy", SENSOR_QOS)
+    stops: list[bool] = []
+    heard = client.node.create_subscription(Bool, "e_stop", lambda message: stops.append(message.data), COMMAND_QOS)
+    state = {"axes": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "buttons": [0, 0, 0, 0, 0, 0]}
+    end = client.every(0.02, lambda: sticks.publish(Joy(**state)))
+    # Rates from axes in another order, each at half; deadman is button 4, gripper 0, stop 1.
+    parameters = {"names": RATES, "axes": [1, 0, 2, 5, 4, 3], "scales": [0.5] * 6, "estop_button": 1}
+    teleop = node("teleop_node", device="joy", timeout_s=PATIENCE_S, **parameters)
+    with nodes(tmp_path, teleop, domain=domain) as running:
+        assert client.transition("teleop_node", CONFIGURE, ACTIVATE)
+        wait_until(lambda: stops[-1:] == [False], what="the e-stop's heartbeat")
+        assert operator.rows == []  # nobody holds the button
+        state["buttons"] = [0, 0, 0, 0, 1, 0]
+        operator.wait_for([0.1, 0.05, 0.15, 0.3, 0.25, 0.2, -1])
+        state["buttons"] = [1, 0, 0, 0, 1, 0]
+        operator.wait_for([0.1, 0.05, 0.15, 0.3, 0.25, 0.2, 1])
+        state["buttons"] = [0, 0, 0, 0, 0, 0]
+        operator.wait_for_silence()
+        state["buttons"] = [0, 1, 0, 0, 0, 0]
+        wait_until(lambda: stops[-1], what="the request to stop")
+        state["buttons"] = [0, 0, 0, 0, 1, 0]
+        operator.wait_for([0.1, 0.05, 0.15, 0.3, 0.25, 0.2, -1])
+        assert stops[-1]  # released, but not forgotten
+        state["axes"] = [0.1, 0.2]  # another joystick: it lets go
+        wait_until(lambda: "The joystick has 2 axes" in running.tail("teleop_node"), what="the refusal")
+        operator.wait_for_silence()
+    end()
+    client.node.destroy_subscription(heard)
+    client.node.destroy_publisher(sticks)
+
+
+def test_an_operator_takes_over_from_a_running_policy_and_gives_back(
+    client: Client, operator: Operator, tmp_path: Path, domain: str
+) -> None:
+    arm = FakeArm(client, "ur5e")
+    home = np.array(arm.spec.home)
+    leaders = client.node.create_publisher(JointState, "leader/joint_states", SENSOR_QOS)
+    leader = {"position": np.zeros(6)}
+    wanted = {"policy": home + 0.02}
+
+    def publish() -> None:
+        leaders.publish(joint_state(arm.spec.joints, leader["position"], time.time_ns()))
+        arm.send_chunk(wanted["policy"])
+
+    teleop = node("teleop_node", device="leader", names=list(arm.spec.joints), timeout_s=PATIENCE_S)
+    with nodes(tmp_path, teleop, gate(robot="ur5e", resume_window_s=60.0), domain=domain):
+        assert client.transition("teleop_node", CONFIGURE, ACTIVATE)
+        arm.bring_up()
+        end = client.every(0.05, publish)
+        wait_until(lambda: np.abs(arm.position - wanted["policy"]).max() < 1e-3, what="the policy's target")
+        operator.held = True
+        wait_until(lambda: len(operator.rows) > 0, what="the operator's first chunk")
+        leader["position"] = np.full(6, -0.05)
+        # The policy goes on asking for its own target; the leader's motion, from where the robot was, is what is followed.
+        wait_until(lambda: np.abs(arm.position - (wanted["policy"] - 0.05)).max() < 2e-3, what="the leader's motion")
+        wait_until(lambda: client.count("gate_node", "refused_preempted") > 0, what="the policy's refused chunks")
+        operator.held = False
+        wait_until(lambda: np.abs(arm.position - wanted["policy"]).max() < 1e-3, what="the policy again")
+        assert arm.stopped_for("silent_teleop")  # in between the arm stood still
+        end()
+    arm.close()

@@ -451,3 +451,18 @@ def test_a_faster_gate_repeats_each_rate_for_its_step():
     gate.on_chunk(Chunk(gate.names, rows, 0.3, 0.05), now_s=0.3)
     sent = [gate.tick(0.3 + k * 0.01).position for k in range(20)]
     np.testing.assert_allclose(sent, np.repeat(rows, 5, axis=0))
+
+
+def test_a_disarmed_gate_is_silent_only_after_a_command_at_rest():
+    """A driver of velocities goes on with the last one: it must be zero."""
+    rig = Rig()
+    rig.start()
+    moving = rig.run(0.3)
+    assert np.abs(moving.velocity).max() > 0.01
+    rig.gate.disarm(now_s=rig.now_s)
+    rig.run(1.0)
+    sent = [command for command in rig.sent if command.send]
+    assert not rig.sent[-1].send
+    np.testing.assert_array_equal(sent[-1].velocity, 0)
+    np.testing.assert_array_equal(sent[-1].error, 0)
+    assert sent[-1].state is GateState.LATCHED

@@ -149,9 +149,9 @@ def test_gate_and_twin_reach_the_goal_over_a_line_with_delay_loss_and_noise(name
     faults = TwinFaults(command_delay_s=0.01, state_delay_s=0.01, command_loss=0.05, state_loss=0.05, position_noise=0.002)
     twin = RobotTwin(spec, faults=faults)
     guard = WorkspaceGuard(spec)
-    gate, sent = drive(twin, GateConfig(estop_timeout_s=None), seconds=2.5, guard=guard)
+    gate, sent = drive(twin, GateConfig(estop_timeout_s=None), seconds=2.5, guard=guard, goal=0.1)
     assert sent[-1].state is GateState.RUNNING
-    np.testing.assert_allclose(twin.position, reachable(spec, 0.15), atol=0.01)
+    np.testing.assert_allclose(twin.position, reachable(spec, 0.1), atol=0.01)
     assert not guard.counts
     assert gate.counts["fault_stale_joint_states"] == 0
 

@@ -22,6 +22,10 @@ INTERFACES = ("rates", "joints", "twist", "trajectory", "position", "velocity")
 """What the gate can speak: a simulated task's own rates or joint positions, MoveIt Servo's twists, and ros2_control's three."""
 
 
+_CATCH_UP = 2.0
+"""Part of a position error that is made up for per second with velocities [1/s]."""
+
+
 @dataclass(frozen=True)
 class Output:
     """One topic that the gate writes."""
@@ -127,7 +131,13 @@ def _positions(spec: RobotSpec, command: Command, _: int) -> Float64MultiArray:
 
 
 def _velocities(spec: RobotSpec, command: Command, _: int) -> Float64MultiArray:
-    return Float64MultiArray(data=np.asarray(spec.to_wire(command.velocity[: spec.dim]), float).tolist())
+    """The commanded velocity and a part of the way that is missing: alone, late or lost commands would add up to a drift.
+
+    Nothing is made up for unless the gate is running, so the last velocity before its silence is zero: drivers go on with it.
+    """
+    limit = spec.speed_scale * np.asarray(spec.max_velocity)
+    velocity = np.clip(command.velocity[: spec.dim] + _CATCH_UP * command.error[: spec.dim], -limit, limit)
+    return Float64MultiArray(data=np.asarray(spec.to_wire(velocity), float).tolist())
 
 
 def _gripper(spec: RobotSpec, index: int, topic: str) -> Output:
