@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +48,7 @@ from robolearn.train.online import Phase
 class Config(LearnerConfig):
     """Hyper-parameters of residual RL."""
 
-    window_steps: int = 3
+    window_steps: int = 4
     """n of the n-step return, control steps."""
     residual_scale: float = 0.2
     """Bound of the residual, in normalised action units."""
@@ -66,28 +67,39 @@ class Config(LearnerConfig):
     """Standard deviation of the noise on explored residuals, normalised action units."""
     warmup_exploration: float = 0.05
     """The same during the warm-up, around the base's action; 0 is the base alone."""
+    exploration_hold: int = 4
+    """Control steps over which explored noise stays the same. One small deviation decides nothing, and its sign drowns in what
+    else happens; held, it adds up to something that a return over as many steps shows."""
     smoothing: float = 0.05
     """Standard deviation of the noise on the target's residual (TD3's target smoothing), clipped at three of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.actor_every < 1:
-            raise RefusedError(f"actor_every={self.actor_every} must be >= 1.")
+        if min(self.actor_every, self.exploration_hold) < 1:
+            raise RefusedError(f"actor_every={self.actor_every} and exploration_hold={self.exploration_hold} must be >= 1.")
         if min(self.exploration, self.warmup_exploration, self.smoothing) < 0:
             raise RefusedError("exploration, warmup_exploration and smoothing must not be negative.")
 
 
 class ResidualBehaviour(Behaviour):
-    """Explores around the refined policy: noise on each residual, within the residual's bound."""
+    """Explores around the refined policy: noise on each residual, within the residual's bound.
+
+    Attributes:
+        held: (lanes, a) the standard normal draws that last.
+    """
 
     def __init__(self, policy: corrected.Policy, actor: torch.nn.Module, config: Config) -> None:
         super().__init__(policy)
         self._actor, self._config = actor, config
+        self.held: Array = np.zeros((0, policy.spaces.action_dim), np.float32)
 
     def correct(self, observation: Observation, action: Array, rng: RandomSource) -> Array:
         """Return the action plus an explored residual; notes the condition."""
         policy, config = self._policy, self._config
-        noise = torch.as_tensor(standard_normal(rng, action.shape), device=self.device)
+        drawn = standard_normal(rng, action.shape)
+        due = self.ages % config.exploration_hold == 0
+        self.held = np.where(due[:, None], drawn, self.held) if len(self.held) else drawn
+        noise = torch.as_tensor(self.held, device=self.device)
         condition = self.note(observation)
         with torch.inference_mode():
             base = torch.as_tensor(action, dtype=torch.float32, device=self.device)
@@ -113,11 +125,12 @@ class Refiner:
         self._actor_optimizer = torch.optim.Adam(self._actor.parameters(), config.actor_learning_rate, fused=True)
         critics = make_critics(policy.encoder, policy.spaces.action_dim, config.critic)
         self._critics = Critics(critics.to(policy.device), config)
+        self._behaviour = ResidualBehaviour(policy, self._actor, config)
         self._updates = 0
 
     def behaviour(self) -> ResidualBehaviour:
         """Return the exploring policy."""
-        return ResidualBehaviour(self._policy, self._actor, self._config)
+        return self._behaviour
 
     def policy(self) -> corrected.Policy:
         """Return the refined policy."""
@@ -166,13 +179,14 @@ class Refiner:
         return {"residual_rms": norm, "actor_loss": loss.detach() * every, "advantage": gain.detach() * every}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return networks, optimisers and the count of updates."""
-        return module_tensors(self._modules(), self._optimizers()) | {"updates": torch.tensor(self._updates)}
+        """Return networks, optimisers, the count of updates and the noise that is held."""
+        counts = {"updates": torch.tensor(self._updates), "held": torch.from_numpy(self._behaviour.held.copy())}
+        return module_tensors(self._modules(), self._optimizers()) | counts
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from :meth:`tensors`."""
         restore_modules(tensors, self._modules(), self._optimizers())
-        self._updates = int(tensors["updates"])
+        self._updates, self._behaviour.held = int(tensors["updates"]), tensors["held"].numpy().copy()
 
     def _modules(self) -> dict[str, torch.nn.Module]:
         return {"actor": self._actor, "critics": self._critics.online, "target_critics": self._critics.slow}
