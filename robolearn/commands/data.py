@@ -15,8 +15,12 @@ from robolearn.data.verify import Report
 from robolearn.data.verify import verify as verify_store
 
 
-def info(path: Path) -> None:
-    """Print what a store holds."""
+def info(path: Path, *, html: Path | None = None) -> None:
+    """Print what a store holds, and write a page about it where wanted.
+
+    Raises:
+        RefusedError: no store, or the page exists.
+    """
     console = Console()
     with EpisodeStore.open(path) as store:
         header, n = store.header, len(store)
@@ -27,6 +31,12 @@ def info(path: Path) -> None:
         console.print(f"{n} episodes ({span}), {int(store.successes.sum())} successes, {steps} steps")
         console.print(f"checksum {store.checksum()}", soft_wrap=True)
         console.print(_stream_table(store))
+        if html is not None:
+            from robolearn.data.page import write_page
+            from robolearn.data.quality import measure
+
+            write_page(store, measure(store), html)
+            console.print(f"{html} written", soft_wrap=True)
 
 
 def verify(path: Path) -> int:

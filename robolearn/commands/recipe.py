@@ -53,6 +53,8 @@ class DataRecipe:
     """Learn from successful episodes only; failures stay in the store."""
     validation_fraction: float = 0.05
     """Part of the episodes that is held out of training."""
+    weights: str | None = None
+    """File of sampling weights, one per episode, made by ``robolearn data quality --weights``; null draws all alike."""
     normalization: Literal["min_max", "mean_std"] = "min_max"
     """How observations and actions are scaled."""
 

@@ -23,6 +23,7 @@ from robolearn.data.dataset import WindowConfig, WindowDataset
 from robolearn.data.normalizer import Normalizer
 from robolearn.data.split import select_episodes, split
 from robolearn.data.store import EpisodeStore
+from robolearn.data.weights import EpisodeWeights
 from robolearn.evaluate.rollout import evaluate
 from robolearn.policies import make_policy
 from robolearn.train.device import choose_device
@@ -113,11 +114,12 @@ def learnables(recipe: Recipe, store: EpisodeStore, *, device: str, normalizer: 
     training_rows, validation_rows = split(len(chosen), data.validation_fraction, recipe.train.seed)
     windows = WindowConfig(config.obs_horizon, config.pred_horizon, data.action)
     keys = list(config.observation_keys)
+    weights = EpisodeWeights.read(Path(data.weights), store) if data.weights else None
 
-    def dataset(rows: list[int]) -> WindowDataset:
-        return WindowDataset(store, windows, episodes=[chosen[i] for i in rows], keys=keys, device=device)
+    def dataset(rows: list[int], weights: EpisodeWeights | None = None) -> WindowDataset:
+        return WindowDataset(store, windows, episodes=[chosen[i] for i in rows], keys=keys, device=device, weights=weights)
 
-    training = dataset(training_rows)
+    training = dataset(training_rows, weights)
     spaces = select_observation(store.header.spaces, keys)
     if normalizer is None:
         normalizer = Normalizer(flat_streams(spaces), data.normalization).fit(training.statistics())

@@ -87,7 +87,8 @@ def import_episodes(source: EpisodeSource, path: Path, on_step: Progress) -> Con
     """Write all episodes of ``source`` into a new store at ``path`` and compare what was written.
 
     Raises:
-        RefusedError: ``path`` exists, an episode does not fit, is empty or not finite, or the copy differs; nothing is left behind.
+        RefusedError: ``path`` exists, an episode does not fit, is empty or not finite, or the copy differs; nothing is
+        left behind.
     """
     if not len(source):
         raise RefusedError("The source holds no episode.")

@@ -14,6 +14,7 @@ from robolearn.core.types import ACTION, is_image
 from robolearn.data.header import ACTION_SENT
 from robolearn.data.normalizer import Statistics
 from robolearn.data.store import EpisodeStore
+from robolearn.data.weights import EpisodeWeights
 
 type Batch = dict[str, Tensor]
 """Key -> (b, o, ...) for observations and (b, h, a) for ``action``, raw units; ``<key>_is_pad`` (b, o) or (b, h) bool."""
@@ -56,6 +57,7 @@ class WindowDataset:
         episodes: Sequence[int],
         keys: Sequence[str] | None = None,
         device: torch.device | str = "cpu",
+        weights: EpisodeWeights | None = None,
     ) -> None:
         """Load the state streams.
 
@@ -65,6 +67,7 @@ class WindowDataset:
             episodes: positions in the store; windows are numbered in this order.
             keys: observation streams wanted; all of the store's by default.
             device: where the batches are made.
+            weights: how often windows of each episode of the store are drawn in training; alike where None.
 
         Raises:
             RefusedError: an episode, key or device does not exist, or there are no episodes.
@@ -88,6 +91,9 @@ class WindowDataset:
         self._streams = self._load_state()
         self.lengths = np.array([store.metadata(i)["length"] for i in self.episodes], dtype=np.int64)
         """(n,) steps of each chosen episode."""
+        self.window_weights = self._weigh(weights)
+        """(windows,) float64, by which windows are drawn in training; None draws each once an epoch."""
+        self._weighted_by = weights.method if weights else None
         self._build_tables()
         self._images = self._load_images()
 
@@ -120,7 +126,16 @@ class WindowDataset:
 
     def provenance(self) -> dict[str, object]:
         """Return which data this is, for run folders and checkpoints."""
-        return {"path": str(self._store.path), "checksum": self._store.checksum(), "episodes": self.episodes, "steps": len(self)}
+        made = {"path": str(self._store.path), "checksum": self._store.checksum(), "episodes": self.episodes, "steps": len(self)}
+        return made | ({"weights": self._weighted_by} if self._weighted_by else {})
+
+    def _weigh(self, weights: EpisodeWeights | None) -> Tensor | None:
+        if weights is None:
+            return None
+        per_episode = weights.weights[self.episodes]
+        if not per_episode.sum() > 0:
+            raise RefusedError(f"Every chosen episode of {self._store.path} has weight 0.")
+        return torch.from_numpy(np.repeat(per_episode, self.lengths))
 
     def _load_state(self) -> dict[str, np.ndarray]:
         """Return stream -> (steps, d) of all chosen episodes in a row; the learnt action is called ``action``."""

@@ -53,7 +53,8 @@ def _bags(path: Path) -> list[Path]:
 def losses(header: StoreHeader, options: ExportOptions) -> list[str]:
     """Return what other readers of the bags do not see."""
     said = [
-        "bounds of the actions, rate, robot, task, fidelity, seeds, outcomes and metadata have no place in a bag's messages; they "
+        "bounds of the actions, rate, robot, task, fidelity, seeds, outcomes and metadata have no place in a "
+        "bag's messages; they "
         "are kept as custom data of metadata.yaml, which only robolearn reads",
         "numbers are float64 positions of joint states, whatever their type was; robolearn gives the type back",
     ]

@@ -27,7 +27,10 @@ class TrainablePolicy(Protocol):
 
 @runtime_checkable
 class WindowSource(Protocol):
-    """Training windows that are addressed by number."""
+    """Training windows that are addressed by number.
+
+    A source may carry ``window_weights`` (windows,), by which windows are drawn; without it each is drawn once an epoch.
+    """
 
     def __len__(self) -> int:
         """Return the number of windows."""

@@ -57,7 +57,7 @@ class Learner:
         self.config, self.device, self.processes = config, device, processes
         self.step = 0
         self.elapsed_s = 0.0
-        self.order = WindowOrder(len(dataset), config.seed, device)
+        self.order = WindowOrder(len(dataset), config.seed, device, weights=getattr(dataset, "window_weights", None))
         self.meter = MeanMeter()
         module = processes.wrap(LossModule(policy, config.precision, device.type))
         loss_module: Any = torch.compile(module) if config.compile else module

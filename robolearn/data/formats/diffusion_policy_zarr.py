@@ -1,9 +1,10 @@
-"""diffusion_policy's zarr replay buffer: a folder (``replay_buffer.zarr``) or the same tree in a ZIP (``.zarr.zip``), zarr format 2.
+"""diffusion_policy's zarr replay buffer: a folder or the same tree in a ZIP (``.zarr.zip``), zarr format 2.
 
     data/<key>            all episodes end to end, (T, ...)
     meta/episode_ends     (n,) int64, exclusive ends of the episodes
 
-The files are checked chunk by chunk before zarr opens them: a missing or short chunk, an unknown codec, an object dtype, a filter, a
+The files are checked chunk by chunk before zarr opens them: a missing or short chunk, an unknown codec, an object dtype,
+a filter, a
 link or a name that leads out of the folder is refused by name. Nothing is ever unpickled.
 """
 
@@ -111,7 +112,8 @@ def sniff(path: Path) -> bool:
 def losses(header: StoreHeader, options: ExportOptions) -> list[str]:
     """Return what other programs do not see in the file."""
     return [
-        "bounds of the actions, element names, control rate, robot, task, fidelity, seeds, outcomes and metadata have no place in "
+        "bounds of the actions, element names, control rate, robot, task, fidelity, seeds, outcomes and "
+        "metadata have no place in "
         f"a replay buffer; they are kept in {_SIDECAR} (folder) or in that member (ZIP), which only robolearn reads"
     ]
 

@@ -1,8 +1,9 @@
 """What every exchange format has in common: sources of episodes, the options of both directions, and the sidecar.
 
 A format is one module beside this one with ``NAME``, ``SUMMARY``, ``sniff``, ``open_source``, ``write`` and ``losses``; see
-:mod:`robolearn.data.formats`. Facts that a format has no place for (bounds, task, outcome, seed, ...) travel in a *sidecar*: JSON in
-a place of that format which foreign readers pass over. With it a round trip is lossless; without it the file is a stranger's, and
+:mod:`robolearn.data.formats`. Facts that a format has no place for (bounds, task, outcome, seed, ...) travel in a *sidecar*: JSON
+in a place of that format which foreign readers pass over. With it a round trip is lossless; without it the file is a
+stranger's, and
 what it does not say must be said by the caller.
 """
 
@@ -60,6 +61,17 @@ class ExportOptions:
     """LeRobot: video codec, as lerobot names it."""
     compressor: str = "zstd"
     """Zarr and HDF5: blosc codec of the former; anything but ``none`` is gzip for the latter."""
+
+    @classmethod
+    def checked(cls, images: str, codec: str, compressor: str) -> ExportOptions:
+        """Return options from text.
+
+        Raises:
+            RefusedError: ``images`` is neither png nor video.
+        """
+        if images not in ("png", "video"):
+            raise RefusedError(f"images {images!r} is unknown. Allowed: png, video.")
+        return cls(cast("Literal['png', 'video']", images), codec, compressor)
 
 
 class EpisodeSource(Protocol):

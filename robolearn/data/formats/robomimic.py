@@ -1,12 +1,14 @@
 """robomimic's and robosuite's HDF5 files.
 
-    data                       attributes env_args (JSON: env_name, env_kwargs.control_freq, robots), or robosuite's env and env_info
+    data                       attributes env_args (JSON: env_name, env_kwargs.control_freq, robots), or robosuite's env
+    and env_info
     data/demo_0                attributes num_samples, model_file (MuJoCo XML)
     data/demo_0/actions        (t, a)
     data/demo_0/obs/<key>      (t, ...), pictures (t, h, w, 3) uint8
     data/demo_0/rewards, dones, states
 
-robosuite's own collection script keeps ``states`` and ``actions`` alone; ``robolearn data convert --replay`` makes observations of
+robosuite's own collection script keeps ``states`` and ``actions`` alone; ``robolearn data convert --replay`` makes
+observations of
 them by MuJoCo. Links that leave the file, soft links, virtual and external datasets, object types and unknown filters are refused
 before anything is read.
 """
@@ -229,7 +231,7 @@ class HdfSource:
         if "actions" not in first:
             raise RefusedError(f"{path}, data/{self._demos[0]} has no actions; it has {sorted(first)}.")
         places, observation = {ACTION: "actions"}, {}
-        for name, stored in sorted((first["obs"] if "obs" in first else {}).items()):
+        for name, stored in sorted(first.get("obs", {}).items()):
             key = _observation_key(name, stored)
             places[key], observation[key] = f"obs/{name}", _spec(stored)
         extra = {}
