@@ -38,6 +38,8 @@ from robolearn.train.checkpoint import find_checkpoint
 
 WORKSPACE = Path(__file__).resolve().parents[2] / "ros_ws" / "src"
 BRINGUP = "robolearn_bringup"
+ESTOP_TIMEOUT_S = 0.5
+"""Silence of the e-stop's publisher at which the gate stops in real time [s]."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,8 @@ def run_over_ros(bundle: Bundle, settings: DeployRecipe, training: Recipe, folde
         "lead_s": str(settings.lead_s),
         "rate_hz": str(settings.rate_hz),
         "policy_timeout_s": str(settings.policy_timeout_s),
+        # Nothing moves in lockstep while a process waits its turn on a busy machine, the supervisor's heartbeat among them.
+        "estop_timeout_s": str(max(ESTOP_TIMEOUT_S, settings.policy_timeout_s if settings.sync == "lockstep" else 0.0)),
         "workspace_low": json.dumps(list(settings.workspace_low) or [0.0]),
         "workspace_high": json.dumps(list(settings.workspace_high) or [0.0]),
         "seeds": json.dumps(seeds),
