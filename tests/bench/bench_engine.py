@@ -1,6 +1,6 @@
 """What a decision costs: floating-point operations counted at the operators, and CPU time, of the policies' paths in turns.
 
-    robolearn bench engine [--rounds 7] [--width 256] [--layers 6]
+    robolearn bench engine [--rounds 7] [--width 256] [--layers 6] [--horizon 16] [--observations 2]
 
 Mixture of experts, batch 1, ten noise levels: the *plain* path computes all tokens with separate experts at every level (what a
 forward pass in training is); the *fused, cached* path computes the prefix once and the experts that work at a level as one. The
@@ -34,9 +34,9 @@ from robolearn.policies.moe_diffusion import Config
 KEYS = (STATE, ENVIRONMENT_STATE)
 
 
-def build(transformer, moe):
+def build(transformer, moe, options):
     torch.manual_seed(0)
-    config = Config(transformer=replace(transformer, moe=moe))
+    config = Config(options.observations, options.horizon, transformer=replace(transformer, moe=moe))
     policy = make_policy("moe_diffusion", config, PANDA, Normalizer(flat_streams(PANDA), "identity"))
     return policy.eval().requires_grad_(False)
 
@@ -74,31 +74,36 @@ def medians(calls, rounds):
     }
 
 
-def compare(label, moe, transformer, rounds):
+def compare(label, moe, transformer, options):
     """Print one block of rows."""
-    policies = {"moe": build(transformer, moe)}
+    policies = {"moe": build(transformer, moe, options)}
     for twin in ("dense_total", "dense_active"):
-        policies[twin] = build(transformer, replace(moe, twin=twin))
+        policies[twin] = build(transformer, replace(moe, twin=twin), options)
     latent = torch.randn(1, *policies["moe"].latent_shape, generator=torch.Generator().manual_seed(1))
     condition = torch.zeros(1, policies["moe"].encoder.condition_dim)
     calls = {f"{n} plain": lambda p=p: plain(p, condition, latent) for n, p in policies.items()}
     calls |= {f"{n} fused, cached": lambda p=p: p.decode_condition(condition, latent) for n, p in policies.items()}
     difference = (calls["moe plain"]() - calls["moe fused, cached"]()).abs().max().item()
-    ms, ratio = medians(calls, rounds)
     total = flops(calls["dense_total plain"])
+    ms, ratio = medians(calls, options.rounds) if options.rounds else ({}, {})
     for name, call in calls.items():
-        count, (low, middle, high) = flops(call), ratio[name]
-        share = f"{100 * (1 - count / total):.1f} %"
-        print(f"| {label} | {name} | {count:.0f} | {share} | {ms[name]:.1f} | {middle:.2f} [{low:.2f}, {high:.2f}] |", flush=True)
+        count = flops(call)
+        times = ""
+        if options.rounds:
+            low, middle, high = ratio[name]
+            times = f" {ms[name]:.1f} | {middle:.2f} [{low:.2f}, {high:.2f}] |"
+        print(f"| {label} | {name} | {count:.0f} | {100 * (1 - count / total):.1f} % |{times}", flush=True)
     sizes = {name: sum(p.numel() for p in policy.parameters()) / 1e6 for name, policy in policies.items()}
     print(f"(parameters, millions: {sizes}; largest difference of the two moe paths {difference:.1e})", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="0 counts operations only")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--horizon", type=int, default=16)
+    parser.add_argument("--observations", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| experts | path | MFLOP a decision | below dense_total plain | CPU ms | times faster than moe plain |")
@@ -106,7 +111,9 @@ def main():
     for prefix in ("clean", "noise"):
         transformer = PrefixTransformerConfig(options.width, options.layers, 8, prefix=prefix)
         for experts, top_k in ((4, 2), (8, 1)):
-            compare(f"{experts}/top-{top_k}, {prefix} prefix", MoeConfig(experts, top_k), transformer, options.rounds)
+            compare(f"{experts}/top-{top_k}, {prefix} prefix", MoeConfig(experts, top_k), transformer, options)
+    if not options.rounds:
+        return
     rng = np.random.default_rng(0)
     seen = {k: rng.random((1, 2, *PANDA.observation[k].shape), np.float32) for k in KEYS}
     steps = {10: "ddim", 1: "one_step"}

@@ -14,6 +14,8 @@ from robolearn.data.normalizer import Normalizer
 from robolearn.deploy.executor import ChunkExecutor, ExecutorConfig
 from robolearn.diffusion import edm, samplers
 from robolearn.diffusion.guidance import guided
+from robolearn.evaluate.result import RolloutConfig
+from robolearn.evaluate.rollout import evaluate
 from robolearn.policies import config_class, make_policy
 
 SPACES = Spaces("r", {STATE: FeatureSpec((1,))}, FeatureSpec((2,), names=("x", "gripper")), (-2.0,) * 2, (2.0,) * 2, 10.0)
@@ -196,3 +198,15 @@ def test_every_generative_policy_continues_a_chunk(name):
             np.testing.assert_allclose(first[:, :4], plan[:, :4], atol=1e-6)
         # Continues on the side of the plan, which the observation says nothing of.
         assert first[0, 4:8].mean() > first[1, 4:8].mean() + 0.5, method
+
+
+def test_the_evaluator_refuses_delays_that_leave_nothing_to_execute():
+    from reach_env import NoisyReacher, ReachEnv
+
+    config = RolloutConfig(ExecutorConfig(2), delay_steps=2, timed_decisions=0)
+    result = evaluate(ReachEnv(2), NoisyReacher(), range(4), config)
+    assert result.successes == 4
+    # The reacher says the same at every step of the way, so nothing jumps where chunks meet.
+    assert [e.mean_seam for e in result.episodes] == [0.0] * 4
+    with pytest.raises(RefusedError, match=r"delay of up to 3 steps after exec_horizon=2 is longer than the chunk of 4"):
+        evaluate(ReachEnv(2), NoisyReacher(), [1], RolloutConfig(ExecutorConfig(2), delay_steps=2, delay_jitter=1))
