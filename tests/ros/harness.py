@@ -128,7 +128,7 @@ class Client:
 
         return end
 
-    def call(self, service: str, kind: type, request: Any, timeout_s: float = 60.0) -> Any:
+    def call(self, service: str, kind: type, request: Any, timeout_s: float = 150.0) -> Any:
         if service not in self._clients:
             self._clients[service] = self.node.create_client(kind, service)
         client = self._clients[service]
@@ -161,7 +161,7 @@ class Client:
         return response.success, response.message
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0, *, what: str = "") -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 120.0, *, what: str = "") -> None:
     """Wait for a condition; fail with ``what``."""
     deadline = time.monotonic() + timeout_s
     while not condition():
