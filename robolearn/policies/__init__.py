@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -46,6 +47,17 @@ def make_policy(name: str, config: object, spaces: Spaces, normalizer: Any) -> P
         came = f"{type(config).__module__}.{type(config).__name__}"
         raise RefusedError(f"Policy {name!r} takes a {module.__name__}.Config, got a {came}.")
     return module.Policy(config, spaces, normalizer)
+
+
+def foreign_card(name: str, folder: Path, spaces: Spaces | None) -> dict[str, object]:
+    """Return the card of a policy that another tool saved in ``folder``, by the policy ``name`` that reads its layout.
+
+    Raises:
+        RefusedError: no policy here reads it, or its files are refused.
+    """
+    if not hasattr(module := _module(name), "foreign_card"):
+        raise RefusedError(f"Policy {name!r} reads no other tool's folders, such as {folder}.")
+    return module.foreign_card(folder, spaces)
 
 
 def _module(name: str) -> ModuleType:

@@ -16,7 +16,7 @@ from robolearn.core.protocols import Policy
 from robolearn.core.run import read_json, write_json
 from robolearn.core.types import Spaces, require_compatible
 from robolearn.data.normalizer import Normalizer
-from robolearn.policies import config_class, make_policy
+from robolearn.policies import config_class, foreign_card, make_policy
 from robolearn.train.checkpoint import CONFIG_FILE, EMA_FILE, MODEL_FILE, load_weights, require_same_tensors, to_cpu
 
 WEIGHT_FILES = {"raw": MODEL_FILE, "ema": EMA_FILE}
@@ -49,7 +49,7 @@ def load_policy(
     """Return the policy that ``folder`` holds, ready to act.
 
     Args:
-        folder: written by :func:`save_policy` or a checkpoint of the training loop.
+        folder: written by :func:`save_policy`, a checkpoint of the training loop, or a LeRobot policy (``pretrained_model``).
         device: where its weights go.
         weights: the averaged ones (for acting) or the raw ones; ignored by a policy without weights.
         spaces: what the robot or environment offers; compared with the policy's where given.
@@ -60,7 +60,7 @@ def load_policy(
     """
     if weights not in WEIGHT_FILES:
         raise RefusedError(f"{weights=} must be one of {sorted(WEIGHT_FILES)}.")
-    card = read_card(folder)
+    card = read_card(folder, spaces)
     name = str(card["policy"])
     config: object = from_mapping(config_class(name), card["config"], where=str(folder / CONFIG_FILE))
     own = Spaces.from_json(card["spaces"])  # type: ignore[arg-type]
@@ -69,18 +69,23 @@ def load_policy(
     modes = card.get("normalizer")
     policy = make_policy(name, config, own, Normalizer(flat_streams(own), modes) if modes else None)  # type: ignore[arg-type]
     if isinstance(policy, nn.Module):
-        load_weights(policy, folder / WEIGHT_FILES[weights])
+        load_weights(policy, folder / WEIGHT_FILES["raw" if "foreign" in card else weights])
         policy.to(device).eval().requires_grad_(False)
     return policy
 
 
-def read_card(folder: Path) -> dict[str, object]:
+def read_card(folder: Path, spaces: Spaces | None = None) -> dict[str, object]:
     """Return ``config.json`` of a checkpoint folder.
 
+    A folder in LeRobot's layout (``type`` instead of ``policy``) is described, for ``spaces``, by the policy ``lerobot_<type>``;
+    ``foreign`` in its card says that it has one set of weights.
+
     Raises:
-        RefusedError: it is missing, is not JSON, or lacks ``policy``, ``config`` or ``spaces``.
+        RefusedError: it is missing, is not JSON, or lacks ``policy``, ``config`` or ``spaces``; or see that policy.
     """
     card = read_json(folder / CONFIG_FILE, what="policy checkpoint's description")
+    if "type" in card and "policy" not in card:
+        return foreign_card(f"lerobot_{card['type']}", folder, spaces) | {"foreign": True}
     for field in ("policy", "config", "spaces"):
         if field not in card:
             raise RefusedError(f"{folder / CONFIG_FILE} lacks the field {field!r}.")

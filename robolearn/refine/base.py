@@ -159,7 +159,8 @@ def wrap(base: nn.Module, name: str, config: Any) -> Any:
     own = base.card()  # type: ignore[operator]
     spaces = base.spaces
     config = replace(config, base=Named(own["policy"], base.config))  # type: ignore[arg-type]
-    refined: Any = make_policy(name, config, spaces, Normalizer(flat_streams(spaces), own["normalizer"]))  # type: ignore[arg-type]
+    normalizer = Normalizer(flat_streams(spaces), own["normalizer"]) if own["normalizer"] else None
+    refined: Any = make_policy(name, config, spaces, normalizer)
     refined.base.load_state_dict(base.state_dict())
     refined.to(next(iter(base.state_dict().values())).device).eval()
     return refined
