@@ -291,7 +291,8 @@ def _with_statistics(file: Path, step: Mapping[str, Any]) -> dict[str, Any]:
     config, state = step.get("config") or {}, str(step.get("state_file"))
     if Path(state).name != state or not state.endswith(".safetensors"):
         raise RefusedError(f"{file}: statistics are read from a safetensors file beside it, not from {state!r}.")
-    tensors, statistics = read_tensors(file.parent / state), {}
+    tensors = read_tensors(file.parent / state)
+    statistics: dict[str, Any] = {}
     try:
         modes = {key: config["norm_map"].get(feature["type"], "IDENTITY") for key, feature in config["features"].items()}
         config = {"eps": 1e-8} | config
