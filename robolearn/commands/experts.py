@@ -46,7 +46,7 @@ def expert_usage(policy: Any) -> ExpertUsage:
     Raises:
         RefusedError: the policy has none to choose from.
     """
-    denoiser = getattr(policy, "denoiser", None)
+    denoiser: Any = getattr(policy, "denoiser", None)
     if not hasattr(denoiser, "expert_shares") or not len(denoiser.net.routers):
         raise RefusedError(f"{type(policy).__module__} has no experts to choose from (one expert, or a dense twin).")
     edm, device = denoiser.config, denoiser.table.device

@@ -89,7 +89,7 @@ def outliers(values: Array) -> Array:
 
 def _ranges(key: str, names: Sequence[str], stream: tuple[Array, Array]) -> list[tuple[str, ...]]:
     rows, owner = stream
-    out = []
+    out: list[tuple[str, ...]] = []
     for i in range(min(rows.shape[1], 64)):
         values, name = rows[:, i], names[i] if names else str(i)
         far = outliers(values)

@@ -128,7 +128,7 @@ def _message(types: Any, key: str, spec: FeatureSpec, value: Any, stamp: int) ->
     return kinds[MESSAGE_TYPES["joint_state"]](head, names, numbers, nothing, nothing)
 
 
-def open_source(path: Path, options: ImportOptions) -> BagSource:
+def open_source(path: Path, options: ImportOptions) -> EpisodeSource:
     """Open one bag, or a folder of bags.
 
     Raises:

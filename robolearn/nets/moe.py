@@ -77,10 +77,11 @@ class Router(nn.Module):
     def __init__(self, width: int, config: MoeConfig) -> None:
         super().__init__()
         self.top_k = config.top_k
-        self.net = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, config.experts))
+        head = nn.Linear(2 * width, config.experts)
+        self.net = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), head)
         # Nearly equal probabilities at the start: every expert gets its share of the first updates.
-        nn.init.trunc_normal_(self.net[-1].weight, std=0.02)
-        nn.init.zeros_(self.net[-1].bias)
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
 
     def forward(self, level: Tensor, rng: torch.Generator | None = None) -> Route:
         """Route level features (n, width).

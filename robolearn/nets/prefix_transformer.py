@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +155,7 @@ class PrefixTransformer(nn.Module):
         level = torch.cat((features[:, None], before, features[:, None].expand(-1, horizon, -1)), dim=1)
         clean_routes = self.routes(self.clean_level[None]) if clean else routes
         mask = self._mask(x.shape[1] - horizon, x.device)
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._blocks()):
             weights = None
             if routes:
                 own = routes[index].weights[:, None]
@@ -177,7 +177,7 @@ class PrefixTransformer(nn.Module):
         if self.config.prefix != "clean":
             return Levels(features, [], fused, scales)
         x, keys = features[:, None], []
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._blocks()):
             query, key, value = block.project(x, features[:, None])
             keys.append((key, value))
             weights = routes[index].weights[:, None] if routes else None
@@ -212,7 +212,7 @@ class PrefixTransformer(nn.Module):
         horizon = self.shape[0]
         seen = prefix.keys[0].shape[3]
         mask = self._mask(seen, x.device)[-horizon:] if self.config.causal_actions else None
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self._blocks()):
             query, key, value = block.project(x, level)
             key = torch.cat((prefix.keys[i][index], key), dim=2)
             value = torch.cat((prefix.values[i][index], value), dim=2)
@@ -220,11 +220,14 @@ class PrefixTransformer(nn.Module):
             x = x + apply_fused(block.experts_norm(x), levels.fused[i][index], levels.scales[i][index])
         return self.out(self.norm(x))
 
+    def _blocks(self) -> list[Block]:
+        return cast("list[Block]", list(self.blocks))
+
     def _run_prefix(self, x: Tensor, level: Tensor, weights: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return each layer's keys and values; behind the last layer's nothing is needed of the prefix."""
         mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         keys = []
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._blocks()):
             query, key, value = block.project(x, level)
             keys.append((key, value))
             if index < len(self.blocks) - 1:
@@ -234,7 +237,7 @@ class PrefixTransformer(nn.Module):
     def _fuse(self, routes: list[Route], levels: int) -> tuple[list[list[Fused]], list[list[Tensor | None]]]:
         fused: list[list[Fused]] = []
         scales: list[list[Tensor | None]] = []
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self._blocks()):
             experts: Experts = block.experts
             if not routes:
                 fused.append([experts.fuse((0,))] * levels)

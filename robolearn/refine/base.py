@@ -157,7 +157,7 @@ def wrap(base: nn.Module, name: str, config: Any) -> Any:
     if not isinstance(base, nn.Module):
         raise RefusedError("Only a policy with weights can be refined.")
     own = base.card()  # type: ignore[operator]
-    spaces = base.spaces
+    spaces: Any = base.spaces
     config = replace(config, base=Named(own["policy"], base.config))  # type: ignore[arg-type]
     normalizer = Normalizer(flat_streams(spaces), own["normalizer"]) if own["normalizer"] else None
     refined: Any = make_policy(name, config, spaces, normalizer)

@@ -75,8 +75,8 @@ def test_a_refined_policy_falls_back_to_its_base_and_stays_there_until_reset():
 
 
 def test_the_delay_is_measured_and_misses_are_counted():
-    # Decisions take 120, 120, 20 and 130 ms at 20 Hz: 2, 2, 0 and 2 steps. Nothing is expected of the first, which so misses; from
-    # then on the 95 % quantile, 120 ms, says 2 steps.
+    # Decisions take 120, 120, 20 and 130 ms at 20 Hz: 2, 2, 0 and 2 steps. Nothing is expected of the first, which so misses;
+    # from then on the 95 % quantile, 120 ms, says 2 steps.
     class Continuing(Ramp):
         pred_horizon, asked = 8, []
 

@@ -224,8 +224,9 @@ class ZarrSource:
         ends_spec = _check_array(files, sizes, "meta/episode_ends", path)
         self._store = LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path, mode="r")
         root = zarr.open_group(self._store, mode="r", zarr_format=2, use_consolidated=False)
-        self._arrays = {key: root[f"data/{key}"] for key in keys}
-        self._ends = _episode_ends(np.asarray(root["meta/episode_ends"][:]), ends_spec, specs, path)
+        self._arrays: dict[str, Any] = {key: root[f"data/{key}"] for key in keys}
+        ends: Any = root["meta/episode_ends"]
+        self._ends = _episode_ends(np.asarray(ends[:]), ends_spec, specs, path)
         self.notes: tuple[str, ...] = ()
         self._facts: list[dict[str, Any]] | None = None
         if _SIDECAR in sizes:
@@ -274,7 +275,9 @@ class ZarrSource:
         path, options = self._path, self._options
         if "action" not in specs:
             raise RefusedError(f"{path} has no data/action; it has {sorted(specs)}.")
-        self._names, observation, extra = {ACTION: "action"}, {}, {}
+        self._names = {ACTION: "action"}
+        observation: dict[str, FeatureSpec] = {}
+        extra: dict[str, FeatureSpec] = {}
         for name, (shape, dtype) in specs.items():
             picture = len(shape) == 4 and shape[-1] == 3
             key = REWARD if name == "reward" else IMAGES_PREFIX + name if picture else f"observation.{name}"

@@ -306,7 +306,9 @@ class LeRobotSource:
 
     def _stranger(self) -> StoreHeader:
         """Describe a data set that lerobot or somebody else recorded."""
-        self._names, observation, extra = {}, {}, {}
+        self._names = {}
+        observation: dict[str, FeatureSpec] = {}
+        extra: dict[str, FeatureSpec] = {}
         for name, feature in self._features.items():
             spec = _spec(name, feature)
             if name in {*_OWN, ACTION, NEXT_SUCCESS, NEXT_DONE}:

@@ -276,11 +276,14 @@ class VideoRows:
                 stream = container.streams.video[0]
                 if stream.width * stream.height > _MAX_PIXELS or (stream.height, stream.width) != self._spec.shape[:2]:
                     raise RefusedError(f"{self._where} is {stream.height} x {stream.width}, not {self._spec.shape}.")
+                tick = stream.time_base
+                if tick is None:
+                    raise RefusedError(f"{self._where}: the video does not say how long a tick is.")
                 stream.thread_type = "NONE"
                 if due:
-                    container.seek(int((due - 0.5) / self._fps / stream.time_base), stream=stream, backward=True)
+                    container.seek(int((due - 0.5) / self._fps / tick), stream=stream, backward=True)
                 for frame in container.decode(stream):
-                    number = round(float(frame.pts * stream.time_base) * self._fps) if frame.pts is not None else due
+                    number = round(float(frame.pts * tick) * self._fps) if frame.pts is not None else due
                     if number < due:
                         continue
                     if number > due:
