@@ -46,7 +46,9 @@ def _checked_render(mode: str | None, camera: str | None, offered: Sequence[str]
         raise RefusedError(f"render_mode {mode!r} is not offered. Allowed: 'rgb_array', or None.")
     if camera is not None and camera not in offered:
         raise RefusedError(f"No camera {camera!r} to render from. {nearest(camera, offered)}")
-    return camera or offered[0]
+    if mode is not None and not offered:
+        raise RefusedError(f"render_mode {mode!r}: this task has no camera to render from.")
+    return camera or next(iter(offered), "")
 
 
 class TaskEnv(gymnasium.Env[dict[str, Array], Array]):

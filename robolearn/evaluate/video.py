@@ -41,7 +41,7 @@ def encode_mp4(frames: Array, frame_rate_hz: float, *, quality: int = 24) -> byt
         stream = container.add_stream("libx264", rate=Fraction(frame_rate_hz).limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": str(quality), "preset": "medium"}
-        stream.thread_count = 1  # one thread gives the same bytes on every machine
+        stream.thread_count = 1  # more threads give other bytes from machine to machine
         for index in range(t):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frames[index]), format="rgb24")))
         container.mux(stream.encode())
