@@ -14,11 +14,10 @@ setup:  ## Python 3.12, .venv, pinned packages, OpenGL libraries
 quickstart: setup  ## demos -> diffusion policy -> evaluation -> report, about 10 minutes on 2 cores
 	@$(BIN)/robolearn quickstart
 
-test: setup  ## the whole test run
+test: setup  ## the test run, without the tests over ROS 2
 	@$(BIN)/pytest -n 2 --dist worksteal -m "not ros"
-	@$(BIN)/pytest -m ros tests/ros
 
-test-ros: setup  ## of these the ones over ROS 2, in real processes
+test-ros: setup  ## the tests over ROS 2 in real processes
 	@$(BIN)/pytest -m ros tests/ros
 
 check: setup  ## format, lint, types, layers: what CI and pre-commit run

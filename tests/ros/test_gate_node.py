@@ -40,7 +40,7 @@ def test_a_gate_starts_latched_and_dry(arm: FakeArm) -> None:
 
 def test_chunks_are_executed_inside_the_limits_and_end_at_rest(arm: FakeArm) -> None:
     arm.bring_up()
-    move(arm, reach(arm, 1.5), way=0.3)
+    move(arm, reach(arm, 0.6), way=0.2)  # further on the hand would leave its box
     arm.wait_for("holding", "silent_policy")
     speed = np.abs(np.diff(arm.sent, axis=0)).max(axis=0) * arm.spec.control_rate_hz
     assert (speed <= arm.spec.speed_scale * np.array(arm.spec.max_velocity) * (1 + 1e-6)).all()

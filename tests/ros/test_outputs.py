@@ -36,9 +36,9 @@ def test_velocities_are_sent_in_the_drivers_order() -> None:
     velocity = np.arange(6) / 10
     message = output.make(command(np.ones(6), velocity), 0)
     np.testing.assert_allclose(message.data, velocity)
-    # 2 /s of an error of 0.1 rad is 0.2 rad/s more, up to the gate's limit: a quarter of the maker's pi / 2.
-    behind = output.make(command(np.ones(6), velocity, np.full(6, 0.1)), 0)
-    np.testing.assert_allclose(behind.data, np.minimum(velocity + 0.2, np.pi / 8))
+    # 2 /s of an error of 0.2 rad is 0.4 rad/s more, up to the gate's limit: a quarter of the maker's pi.
+    behind = output.make(command(np.ones(6), velocity, np.full(6, 0.2)), 0)
+    np.testing.assert_allclose(behind.data, np.minimum(velocity + 0.4, np.pi / 4))
     with pytest.raises(RefusedError, match="takes no 'velocity'"):
         joint_outputs(load_robot("panda"), "velocity")
 
