@@ -66,7 +66,7 @@ class NativeLiftEnv:
             task="native_lift",
             fidelity="native",
             spaces=native_lift_spaces(options.cameras, options.image_size),
-            max_episode_steps=max_episode_steps,
+            max_episode_steps=options.max_episode_steps or max_episode_steps,
             cameras=CAMERAS,
         )
         self._scene = native_scene()
@@ -183,7 +183,7 @@ class NativeLiftEnv:
         from sim_envs.native_visual import native_renderer
         from sim_envs.render import View
 
-        return native_renderer().render(self._data[index].qpos, View(camera, height, width))
+        return native_renderer().render(self._data[index].qpos, View(camera, height, width, self._options.supersample))
 
     def close(self) -> None:
         """Stop the threads; the simulators are freed with the object."""

@@ -32,7 +32,8 @@ class RobosuiteEnv:
         self._task, self._options = task, options
         fidelity = options.fidelity or FIDELITIES[0]
         spaces = task.spaces(options.cameras, options.image_size)
-        self.spec = EnvSpec(task.name, fidelity, spaces, task.max_episode_steps, task.cameras)
+        steps = options.max_episode_steps or task.max_episode_steps
+        self.spec = EnvSpec(task.name, fidelity, spaces, steps, task.cameras)
         self._simulators = _simulators(task, fidelity, options)
         n = self.num_envs
         self._steps = np.zeros(n, dtype=np.int64)
@@ -90,7 +91,7 @@ class RobosuiteEnv:
         renderer = shared_renderer(f"robosuite/{self._task.name}", self._visual_model)
         qpos, model = self._simulators.datas[index].qpos, self._simulators.models[index]
         moved = {"body_pos": model.body_pos, "body_quat": model.body_quat} if self._task.reset_moves_bodies else {}
-        return renderer.render(qpos, View(camera, height, width), **moved)
+        return renderer.render(qpos, View(camera, height, width, self._options.supersample), **moved)
 
     def _visual_model(self) -> Any:
         import mujoco

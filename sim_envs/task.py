@@ -25,6 +25,10 @@ class EnvOptions:
     """Height and width of those pictures in pixels."""
     num_threads: int = 1
     """Threads that step the batch; the control step holds no interpreter lock."""
+    max_episode_steps: int | None = None
+    """Control steps after which an episode is truncated; None takes the task's. A person at the controls needs more."""
+    supersample: int | None = None
+    """See :class:`sim_envs.render.View`, for what :meth:`Env.render` draws; 1 is fast, as a live view has to be."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ def make_env(name: str, options: EnvOptions | None = None) -> Env:
     options = options or EnvOptions()
     if options.num_envs < 1 or options.num_threads < 1 or options.image_size < 1:
         raise RefusedError(f"num_envs, num_threads and image_size must be at least 1, got {options}.")
+    if options.max_episode_steps is not None and options.max_episode_steps < 1:
+        raise RefusedError(f"max_episode_steps must be at least 1, got {options.max_episode_steps}.")
     if options.fidelity is not None and options.fidelity not in task.fidelities:
         raise RefusedError(f"Task {name!r} has no fidelity {options.fidelity!r}. Allowed: {', '.join(task.fidelities)}.")
     return task.make_env(options)

@@ -8,7 +8,7 @@ their names, and the pose of each frame (hands, targets, objects) in the robot's
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -120,6 +120,7 @@ class TwinEnv:
     def __init__(self, task: TwinTask, options: EnvOptions) -> None:
         if options.cameras:
             raise RefusedError(f"{task.name} has no cameras, but {list(options.cameras)} were asked for.")
+        task = replace(task, max_episode_steps=options.max_episode_steps or task.max_episode_steps)
         self.num_envs = options.num_envs
         spec = load_robot(task.robot)
         spaces = twin_spaces(task)

@@ -23,12 +23,25 @@ T_WALL = "t_wall"
 """Unix time [s] at which the observation of the step was taken."""
 REWARD = "reward"
 """Reward of the step."""
+INTERVENTION = "intervention"
+"""1 where a person was in control of the step, 0 where a policy was."""
+STAMPS_WALL = "stamps.wall"
+"""Unix time [s] of each stream's sample, in the order of the feature's names."""
+STAMPS_MONOTONIC = "stamps.monotonic"
+"""The same instants on the recorder's monotonic clock [s], which nobody sets."""
 
 
 def standard_extra(spaces: Spaces, *, reward: bool = False) -> dict[str, FeatureSpec]:
     """Return the streams kept beside observations and ``action``: ``action.sent``, ``t_wall`` and perhaps ``reward``."""
     extra = {ACTION_SENT: spaces.action, T_WALL: FeatureSpec((), dtype="float64")}
     return extra | {REWARD: FeatureSpec(())} if reward else extra
+
+
+def live_extra(spaces: Spaces) -> dict[str, FeatureSpec]:
+    """Return what is kept beside observations and ``action`` of episodes that a person records, on a robot or in simulation."""
+    stamped = FeatureSpec((len(spaces.observation) + 1,), dtype="float64", names=(*spaces.observation, ACTION_SENT))
+    person = {INTERVENTION: FeatureSpec((1,), names=(INTERVENTION,))}
+    return standard_extra(spaces) | person | {STAMPS_WALL: stamped, STAMPS_MONOTONIC: stamped}
 
 
 @dataclass(frozen=True)

@@ -65,9 +65,8 @@ class JournalWriter:
         self._append(_record(_FRAME, b"".join(frame[key].tobytes() for key in self._keys)))
 
     def add_done(self, facts: Mapping[str, Any]) -> None:
-        """Append the record that makes the episode a finished one, durably."""
+        """Append the record that makes the episode a finished one; it is not synced yet."""
         self._append(_record(_DONE, json.dumps(facts, allow_nan=False).encode()))
-        self.sync()
 
     def sync(self) -> None:
         """Bring every record written so far to the disk itself."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from robolearn.core.errors import RefusedError
-from robolearn.core.types import Array, FeatureSpec
+from robolearn.core.types import Array, Episode, FeatureSpec
 from robolearn.data.disk import refusal
 from robolearn.data.episode_file import check_finite
 from robolearn.data.folder import INTERRUPTED
 from robolearn.data.header import T_WALL
 from robolearn.data.journal import JournalWriter
+
+type Annotate = Callable[[Episode], Mapping[str, Any]]
+"""From a recorded episode to further facts about it; may take its time."""
 
 
 class Recording:
@@ -30,23 +34,24 @@ class Recording:
         journal: JournalWriter,
         streams: Mapping[str, FeatureSpec],
         *,
-        store: Callable[[], int],
-        episode: int,
+        store: Callable[[Annotate | None], int],
+        later: Callable[[Callable[[], int]], Future[int]],
         flush_interval_s: float,
     ) -> None:
         """Wrap a journal.
 
         Args:
-            journal: just created.
+            journal: just created; its name is the episode's number.
             streams: what each frame must hold.
             store: turns the closed journal into a finished episode and returns its position.
-            episode: number named in messages.
+            later: runs a function in the store's background thread.
             flush_interval_s: the longest that a frame waits for its sync to begin.
         """
         self._journal = journal
         self._streams = dict(streams)
         self._store = store
-        self._episode = episode
+        self._later = later
+        self._episode = int(journal.path.stem)
         self._flush_interval_s = flush_interval_s
         self._sync_error: OSError | None = None
         self._stop = threading.Event()
@@ -101,20 +106,41 @@ class Recording:
             RefusedError: there are no frames, or the disk is full; then the episode stays in its journal, complete, and becomes a
                 stored one when the store is next opened for appending.
         """
-        self._require_open()
-        if self.frames == 0:
-            raise RefusedError(f"Episode {self._episode} has no frames; discard it instead.")
-        outcome = outcome or ("success" if success else "failure")
-        try:
-            self._journal.add_done({"success": bool(success), "metadata": {**(metadata or {}), "outcome": outcome}})
-        except (TypeError, ValueError) as error:
-            raise RefusedError(f"Metadata of episode {self._episode} cannot be written as JSON: {error}.") from error
-        except OSError as error:
-            self._close()
-            kept = f"Episode {self._episode} was not stored; its {self.frames} frames are kept in {self._journal.path}"
-            raise refusal(error, kept) from error
-        self._close()
-        return self._store()
+        self._end(success, outcome, metadata)
+        self._settle()
+        return self._store(None)
+
+    def hand_over(
+        self,
+        *,
+        success: bool,
+        outcome: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        annotate: Annotate | None = None,
+    ) -> Future[int]:
+        """End the episode as :meth:`finish` does, but return at once: a background thread syncs, compresses and stores it.
+
+        The last record is written before this returns, so that the death of the process loses nothing of the episode.
+
+        Args:
+            success: see :meth:`finish`.
+            outcome: see :meth:`finish`.
+            metadata: see :meth:`finish`.
+            annotate: asked in the background for facts to be stored with the episode.
+
+        Returns:
+            The position, once it is stored; it raises what :meth:`finish` would.
+
+        Raises:
+            RefusedError: there are no frames, or the disk is full: see :meth:`finish`.
+        """
+        self._end(success, outcome, metadata)
+
+        def store() -> int:
+            self._settle()
+            return self._store(annotate)
+
+        return self._later(store)
 
     def discard(self) -> None:
         """Throw the episode away: the only way in which recorded frames are deleted."""
@@ -158,6 +184,35 @@ class Recording:
     def _require_open(self) -> None:
         if not self.open:
             raise RefusedError(f"Episode {self._episode} is finished already.")
+
+    def _end(self, success: bool, outcome: str | None, metadata: Mapping[str, Any] | None) -> None:
+        """Write the last record; the process may die from here on."""
+        self._require_open()
+        if self.frames == 0:
+            raise RefusedError(f"Episode {self._episode} has no frames; discard it instead.")
+        outcome = outcome or ("success" if success else "failure")
+        try:
+            self._journal.add_done({"success": bool(success), "metadata": {**(metadata or {}), "outcome": outcome}})
+        except (TypeError, ValueError) as error:
+            raise RefusedError(f"Metadata of episode {self._episode} cannot be written as JSON: {error}.") from error
+        except OSError as error:
+            self._close()
+            raise self._not_stored(error) from error
+        self._stop.set()
+
+    def _settle(self) -> None:
+        """Bring the last record to the disk itself."""
+        try:
+            self._flusher.join()
+            self._journal.sync()
+        except OSError as error:
+            raise self._not_stored(error) from error
+        finally:
+            self._close()
+
+    def _not_stored(self, error: OSError) -> RefusedError:
+        kept = f"Episode {self._episode} was not stored; its {self.frames} frames are kept in {self._journal.path}"
+        return refusal(error, kept)
 
     def _close(self) -> None:
         self._stop.set()

@@ -15,8 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -31,8 +34,8 @@ from robolearn.data.episode_file import EpisodeFile, check_streams, read_episode
 from robolearn.data.folder import EPISODES, HEADER_NAME, UNFINISHED
 from robolearn.data.header import T_WALL, StoreHeader, seal, standard_extra, unseal
 from robolearn.data.journal import JournalWriter, read_journal
-from robolearn.data.manifest import MANIFEST_NAME, Entry, manifest_bytes
-from robolearn.data.recording import Recording
+from robolearn.data.manifest import MANIFEST_NAME, Entry, Gone, Manifest, manifest_bytes
+from robolearn.data.recording import Annotate, Recording
 
 OPEN_FILES = 128
 """Episode files kept open for reading rows."""
@@ -50,6 +53,8 @@ class EpisodeStore:
         self.header = header
         self._lock = lock
         self._recording: Recording | None = None
+        self._background: ThreadPoolExecutor | None = None
+        self._changing = threading.RLock()
         self._files: OrderedDict[int, EpisodeFile] = OrderedDict()
         self._manifest = folder.load_manifest(path, header)
         self._entries: list[Entry] = []
@@ -192,11 +197,35 @@ class EpisodeStore:
         self._recording = Recording(
             journal,
             self.header.streams,
-            store=lambda: self._commit_journal(number),
-            episode=number,
+            store=lambda annotate: self._commit_journal(number, annotate),
+            later=self._later,
             flush_interval_s=flush_interval_s,
         )
         return self._recording
+
+    def withdraw(self, index: int, *, reason: str) -> Path:
+        """Take an episode out of the store and return where its file lies now: in ``quarantine/``. Later positions move up.
+
+        Raises:
+            RefusedError: no such episode, or the store cannot be written.
+        """
+        self._require_writable()
+        with self._changing:
+            number = self._entry(index).number
+            if number in self._files:
+                self._files.pop(number).close()
+            gone = Gone(number, reason)
+            entries = {n: e for n, e in self._manifest.entries.items() if n != number}
+            manifest = Manifest(entries, {**self._manifest.gone, number: gone}, ())
+            try:
+                # The manifest first: a kill in between leaves an unlisted file, which is a finished episode as before.
+                write_whole(self.path / MANIFEST_NAME, manifest_bytes(manifest))
+                place = folder.quarantine(self.path, folder.episode_path(self.path, number))
+            except OSError as error:
+                raise refusal(error, f"Episode {index} of {self.path} was not withdrawn") from error
+            self._manifest = manifest
+            self._sort_entries()
+        return place
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -247,11 +276,13 @@ class EpisodeStore:
         return hashlib.sha256(json.dumps([shared, contents], sort_keys=True).encode()).hexdigest()
 
     def close(self) -> None:
-        """Close all files; a recording that is still open is kept as interrupted."""
+        """Close all files; a recording that is still open is kept as interrupted, and what was handed over is stored first."""
         try:
             if self._recording is not None:
                 self._recording.__exit__(None, None, None)
         finally:
+            if self._background is not None:
+                self._background.shutdown()
             for file in self._files.values():
                 file.close()
             self._files.clear()
@@ -297,17 +328,27 @@ class EpisodeStore:
         if self._recording is not None and self._recording.open:
             raise RefusedError(f"{self.path}: an episode is being recorded; finish or discard it first.")
 
+    def _later(self, function: Callable[[], int]) -> Future[int]:
+        """Run a function after those before it, in a thread of the store's own."""
+        if self._background is None:
+            self._background = ThreadPoolExecutor(1, thread_name_prefix="robolearn-store")
+        return self._background.submit(function)
+
     def _commit(self, number: int, episode: Episode) -> int:
         entry = folder.commit_episode(self.path, self.header, number, episode)
-        self._manifest.entries[number] = entry
-        self._sort_entries()
-        self._next_number = max(self._next_number, number + 1)
-        return self._entries.index(entry)
+        with self._changing:
+            self._manifest.entries[number] = entry
+            self._sort_entries()
+            self._next_number = max(self._next_number, number + 1)
+            return self._entries.index(entry)
 
-    def _commit_journal(self, number: int) -> int:
+    def _commit_journal(self, number: int, annotate: Annotate | None = None) -> int:
         path = folder.journal_path(self.path, number)
         try:
-            index = self._commit(number, folder.episode_from_journal(read_journal(path)))
+            episode = folder.episode_from_journal(read_journal(path))
+            if annotate is not None:
+                episode = replace(episode, metadata={**episode.metadata, **annotate(episode)})
+            index = self._commit(number, episode)
         except RefusedError as error:
             raise RefusedError(f"{error} Its frames are kept in {path}; opening the store for appending stores them.") from error
         path.unlink()
@@ -341,7 +382,7 @@ class EpisodeStore:
             if content.frames:
                 episode = folder.episode_from_journal(content)
                 index = self._commit(number, episode)
-                done.append(f"Episode {index}: {content.frames} steps of an {episode.metadata['outcome']} recording.")
+                done.append(f"Episode {index}: {content.frames} steps recorded, outcome {episode.metadata['outcome']}.")
             if content.damage is None:
                 path.unlink()
             else:

@@ -124,7 +124,7 @@ def test_opening_recovers_an_unfinished_episode_once(tmp_path):
     leave_unfinished(tmp_path / "s", 9)
     assert len(EpisodeStore.open(tmp_path / "s")) == 1, "reading changes nothing"
     with EpisodeStore.open(tmp_path / "s", "a") as store:
-        assert store.recovered == ("Episode 1: 9 steps of an interrupted recording.",)
+        assert store.recovered == ("Episode 1: 9 steps recorded, outcome interrupted.",)
         assert_same(store.read(1), episode(20), steps=9)
         facts = store.metadata(1)
         assert (facts["outcome"], facts["operator"], facts["seed"], facts["success"]) == ("interrupted", "killed", 4, False)
