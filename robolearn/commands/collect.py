@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from robolearn.commands.demonstrations import demonstrate
-from robolearn.commands.recipe import Recipe, load_recipe
-from robolearn.commands.simulation import make_recipe_env
+from robolearn.commands.recipe import Recipe, load_recipe, task_recipes
+from robolearn.commands.simulation import make_task_env
 from robolearn.core.errors import RefusedError
 from robolearn.core.run import provenance
 from robolearn.core.seeding import TRAIN_SEED_BLOCK
@@ -22,9 +22,9 @@ from sim_envs.task import get_task
 
 
 def collect(file: Path, overrides: list[str]) -> None:
-    """Collect the recipe's demonstrations; what is in the store already counts, so a stopped collection is continued."""
-    recipe = load_recipe(file, overrides)
-    collect_demonstrations(recipe, Console())
+    """Collect demonstrations of the recipe's task or tasks; what is in a store counts, so a stopped collection is continued."""
+    for recipe in task_recipes(load_recipe(file, overrides)):
+        collect_demonstrations(recipe, Console()).close()
 
 
 def collect_demonstrations(recipe: Recipe, console: Console) -> EpisodeStore:
@@ -36,7 +36,7 @@ def collect_demonstrations(recipe: Recipe, console: Console) -> EpisodeStore:
     """
     data = recipe.data
     task = get_task(recipe.env.task)
-    env = make_recipe_env(recipe)
+    env = make_task_env(recipe)
     expert = task.make_expert(recipe.env.num_envs, data.quality)
     begun = time.monotonic()
     with (

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from robolearn.commands.learnables import Learnables, learnables
 from robolearn.commands.policy_reference import run_folder
 from robolearn.commands.recipe import Recipe, load_recipe
-from robolearn.commands.train import RECIPE_FILE, Learnables, learnables, train_recipe
+from robolearn.commands.train import RECIPE_FILE, train_recipe
 from robolearn.core.config import Named
 from robolearn.core.errors import RefusedError
-from robolearn.data.store import EpisodeStore
 from robolearn.policies.generative import GenerativePolicy, student_config
 from robolearn.policies.loading import load_policy
 from robolearn.train.checkpoint import find_checkpoint
@@ -52,8 +52,8 @@ def distill_run(teacher: Path, overrides: list[str], *, resume: bool = False) ->
         raise RefusedError(f"{checkpoint} decides in one step already.")
     recipe = replace(recipe, policy=Named(recipe.policy.name, student_config(policy.config)))
 
-    def learn(recipe: Recipe, store: EpisodeStore, device: str) -> Learnables:
-        joined = learnables(recipe, store, device=device, normalizer=policy.normalizer)
+    def learn(recipe: Recipe, device: str) -> Learnables:
+        joined = learnables(recipe, device=device, normalizer=policy.normalizer)
         joined.policy.learn_from(policy.to(device))
         return joined
 

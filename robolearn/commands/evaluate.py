@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from robolearn.commands.policy_reference import BASELINES, default_name, open_policy, run_folder
-from robolearn.commands.recipe import Recipe, load_recipe
+from robolearn.commands.recipe import Recipe, load_recipe, task_recipes
 from robolearn.commands.reporting import write_report
 from robolearn.commands.simulation import make_recipe_env, rollout_config
 from robolearn.commands.train import RECIPE_FILE
@@ -25,7 +25,7 @@ from robolearn.train.interrupts import Interrupted
 
 
 def evaluate(policy: str, overrides: list[str], *, recipe: Path | None, out: Path | None, videos: int) -> None:
-    """Evaluate a policy; write ``evaluation.json``, ``report.html`` and ``rollouts.mp4``.
+    """Evaluate a policy; write ``evaluation.json``, ``report.html`` and ``rollouts.mp4``, for several tasks into a folder each.
 
     Raises:
         RefusedError: no such policy or recipe, or the policy does not fit the task.
@@ -35,15 +35,27 @@ def evaluate(policy: str, overrides: list[str], *, recipe: Path | None, out: Pat
     run_dir = None if policy in BASELINES else run_folder(Path(policy))
     settings = load_recipe(recipe or (run_dir / RECIPE_FILE if run_dir else None), overrides)
     folder = out or (run_dir or Path("runs") / f"{settings.env.task}_{policy}") / "evaluation"
-    env = make_recipe_env(settings)
-    result = evaluate_policy(policy, env, settings, console=console)
+    rates = []
+    for single in task_recipes(settings):
+        own = folder / single.env.task if settings.env.tasks else folder
+        rates.append(_evaluate_task(policy, single, own, videos=videos, console=console).success_rate)
+    if settings.env.tasks:
+        console.print(f"{len(rates)} tasks: mean success {sum(rates) / len(rates):.3f}, least {min(rates):.3f}", highlight=False)
+
+
+def _evaluate_task(policy: str, recipe: Recipe, folder: Path, *, videos: int, console: Console) -> EvaluationResult:
+    """Evaluate on one task and write its files into ``folder``."""
+    env = make_recipe_env(recipe)
+    result = evaluate_policy(policy, env, recipe, console=console)
     result.save(folder)
     print_result(result, console)
     if result.interrupted_by is not None:
         raise Interrupted(result.interrupted_by, f"Stopped by signal {result.interrupted_by}; {folder} keeps what was finished.")
     title = f"{result.policy} on {result.task}"
-    report = write_report(title, [result], env, folder, policy=policy, recipe=settings, videos=videos)
+    report = write_report(title, [result], env, folder, policy=policy, recipe=recipe, videos=videos)
     console.print(f"report: {report}", soft_wrap=True)
+    env.close()
+    return result
 
 
 def evaluate_policy(reference: str, env: Env, recipe: Recipe, *, console: Console, name: str | None = None) -> EvaluationResult:

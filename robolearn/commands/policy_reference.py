@@ -40,7 +40,7 @@ def open_policy(reference: str, env: Env, recipe: Recipe) -> tuple[Policy, dict[
     origin: dict[str, object] = {"checkpoint": str(checkpoint)}
     if run_dir:
         origin["training"] = dict(read_provenance(run_dir))
-    return load_policy(checkpoint, device, spaces=env.spec.spaces), origin
+    return load_policy(checkpoint, device, spaces=env.spec.spaces, task=env.spec.task), origin
 
 
 def default_name(reference: str) -> str:

@@ -11,14 +11,14 @@ from rich.table import Table
 
 from robolearn.commands.collect import collect_demonstrations
 from robolearn.commands.evaluate import evaluate_policy
+from robolearn.commands.learnables import learnables
 from robolearn.commands.recipe import Recipe, load_recipe
 from robolearn.commands.refine import load_refine_recipe, refine_recipe
 from robolearn.commands.reporting import write_report
 from robolearn.commands.simulation import make_recipe_env
-from robolearn.commands.train import learnables, train_recipe
+from robolearn.commands.train import train_recipe
 from robolearn.core.errors import RefusedError
 from robolearn.core.run import create_run_dir
-from robolearn.data.store import EpisodeStore
 from robolearn.evaluate.result import EvaluationResult
 from robolearn.policies.loading import save_policy
 from robolearn.train.interrupts import Interrupted
@@ -47,10 +47,10 @@ def quickstart(out: Path, overrides: list[str]) -> None:
     plain = [o for o in overrides if not o.startswith(("weak.", "refine."))]
     recipe = _inside(load_recipe(RECIPE, plain), out)
     _say(console, 1, f"collect {recipe.data.episodes} demonstrations of {recipe.env.task} from a scripted expert")
-    store = collect_demonstrations(recipe, console)
+    collect_demonstrations(recipe, console).close()
     env = make_recipe_env(recipe)
     _say(console, 2, f"evaluate the untrained policy on {recipe.evaluate.episodes} initial states")
-    untrained = _save_untrained(recipe, store, out / "untrained")
+    untrained = _save_untrained(recipe, out / "untrained")
     before = _judged(evaluate_policy(str(untrained), env, recipe, console=console, name="before training"), out)
     _say(console, 3, f"train a {recipe.policy.name} policy for {recipe.train.steps} updates")
     result = train_recipe(recipe)
@@ -95,9 +95,9 @@ def _inside(recipe: Recipe, out: Path) -> Recipe:
     return replace(recipe, run_dir=str(out / "run"), data=replace(recipe.data, path=str(out / "demonstrations")))
 
 
-def _save_untrained(recipe: Recipe, store: EpisodeStore, folder: Path) -> Path:
+def _save_untrained(recipe: Recipe, folder: Path) -> Path:
     """Save the policy with its initial weights: what training starts from."""
-    policy = learnables(recipe, store, device="cpu").policy
+    policy = learnables(recipe, device="cpu").policy
     save_policy(folder, policy, averaged=policy.state_dict())
     return folder
 

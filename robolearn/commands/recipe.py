@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ class EnvRecipe:
 
     task: str = "native_lift"
     """Name of a file in ``sim_envs/tasks``; ``robolearn tasks`` lists them."""
+    tasks: tuple[str, ...] = ()
+    """Several tasks for one policy, in place of ``task``. It reads which one is meant from ``observation.task``."""
     fidelity: str | None = None
     """``exact``, ``reference``, ``turbo`` or ``native``; null takes the task's first."""
     cameras: tuple[str, ...] = ()
@@ -36,11 +38,27 @@ class EnvRecipe:
 
 
 @dataclass(frozen=True)
+class GoalRecipe:
+    """Goals for a policy that reads ``observation.goal``.
+
+    In training a goal is what the same episode reached later (hindsight), in simulation the last state of a demonstration that
+    succeeded.
+    """
+
+    keys: tuple[str, ...] = ()
+    """Flat observation streams that a goal is made of, one after the other; none makes no goals."""
+    per_window: int = 4
+    """Goals that each window is given, one after the other."""
+    furthest: int | None = None
+    """Steps ahead that a goal lies at most; null allows all of them to the end of the episode."""
+
+
+@dataclass(frozen=True)
 class DataRecipe:
     """The demonstrations: how many are collected, and which part of them is learned from."""
 
     path: str = "data/{task}"
-    """Folder of the episode store; ``{task}`` stands for the task's name."""
+    """Folder of the episode store, one per task; ``{task}`` stands for the task's name."""
     episodes: int = 200
     """Successful demonstrations to collect."""
     quality: float = 1.0
@@ -57,6 +75,10 @@ class DataRecipe:
     """File of sampling weights, one per episode, made by ``robolearn data quality --weights``; null draws all alike."""
     normalization: Literal["min_max", "mean_std"] = "min_max"
     """How observations and actions are scaled."""
+    balanced: bool = True
+    """With several tasks: draw each equally often, however many demonstrations it has; false draws every window alike."""
+    goals: GoalRecipe = field(default_factory=GoalRecipe)
+    """What the policy is asked to reach."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +130,33 @@ def load_recipe(file: Path | None, overrides: list[str]) -> Recipe:
     Raises:
         RefusedError: see :func:`robolearn.core.config.load`; or a path holds an unknown placeholder.
     """
-    import dataclasses
-
     recipe = load(Recipe, file=file, overrides=overrides)
-    words = {"task": recipe.env.task, "recipe": file.stem if file else recipe.env.task}
+    tasks = recipe.env.tasks
+    if len(set(tasks)) != len(tasks):
+        raise RefusedError(f"env.tasks={list(tasks)} names a task twice.")
+    if tasks and "{task}" not in recipe.data.path:
+        raise RefusedError(f"data.path={recipe.data.path!r} must hold {{task}} where env.tasks names several: a store each.")
+    # Each task fills in its own name later, see task_recipes.
+    words = {"task": "_".join(tasks) or recipe.env.task, "recipe": file.stem if file else recipe.env.task}
+    run_dir = _fill(recipe.run_dir, words)
+    path = _fill(recipe.data.path, words | {"task": "{task}"} if tasks else words)
+    return replace(recipe, run_dir=run_dir, data=replace(recipe.data, path=path))
+
+
+def task_recipes(recipe: Recipe) -> list[Recipe]:
+    """Return the recipe itself, or where ``env.tasks`` names several tasks one recipe for each."""
+    return [
+        replace(
+            recipe,
+            env=replace(recipe.env, task=task, tasks=()),
+            data=replace(recipe.data, path=_fill(recipe.data.path, {"task": task})),
+        )
+        for task in recipe.env.tasks
+    ] or [recipe]
+
+
+def _fill(path: str, words: dict[str, str]) -> str:
     try:
-        run_dir, path = recipe.run_dir.format(**words), recipe.data.path.format(**words)
+        return path.format(**words)
     except (KeyError, IndexError, ValueError) as error:
         raise RefusedError(f"Paths of a recipe know the placeholders {{task}} and {{recipe}}, not {error}.") from error
-    return dataclasses.replace(recipe, run_dir=run_dir, data=dataclasses.replace(recipe.data, path=path))

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from robolearn.commands.recipe import Recipe, load_recipe
+from robolearn.commands.learnables import Learnables, learnables
+from robolearn.commands.recipe import Recipe, load_recipe, task_recipes
 from robolearn.commands.simulation import make_recipe_env, rollout_config
 from robolearn.core.config import to_yaml
-from robolearn.core.errors import RefusedError
-from robolearn.core.observation import flat_streams, select_observation
 from robolearn.core.run import create_run_dir, provenance, write_json
-from robolearn.core.seeding import VALIDATION_SEED_BLOCK, generator
-from robolearn.data.dataset import WindowConfig, WindowDataset
-from robolearn.data.normalizer import Normalizer
-from robolearn.data.split import select_episodes, split
-from robolearn.data.store import EpisodeStore
-from robolearn.data.weights import EpisodeWeights
+from robolearn.core.seeding import VALIDATION_SEED_BLOCK
 from robolearn.evaluate.rollout import evaluate
-from robolearn.policies import make_policy
+from robolearn.policies.one_task import one_task
 from robolearn.train.device import choose_device
 from robolearn.train.interrupts import Interrupted
 from robolearn.train.supervised import OnCheckpoint, TrainResult
@@ -33,15 +25,6 @@ from robolearn.train.supervised import train as train_policy
 
 RECIPE_FILE = "recipe.yaml"
 PROVENANCE_FILE = "provenance.json"
-
-
-@dataclass(frozen=True)
-class Learnables:
-    """What training joins: a fresh policy and the windows of one store."""
-
-    policy: Any
-    training: WindowDataset
-    validation: WindowDataset | None
 
 
 def train(file: Path, overrides: list[str], *, resume: bool) -> None:
@@ -54,8 +37,8 @@ def train(file: Path, overrides: list[str], *, resume: bool) -> None:
     Console().print(f"{result.stopped} after {result.step} updates: {result.checkpoint}{best}", soft_wrap=True)
 
 
-type Learn = Callable[[Recipe, EpisodeStore, str], Learnables]
-"""From a recipe, its open store and a device to what training joins."""
+type Learn = Callable[[Recipe, str], Learnables]
+"""From a recipe and a device to what training joins."""
 
 
 def train_recipe(recipe: Recipe, *, resume: bool = False, learn: Learn | None = None) -> TrainResult:
@@ -69,8 +52,7 @@ def train_recipe(recipe: Recipe, *, resume: bool = False, learn: Learn | None = 
     """
     accelerator = _accelerator(recipe.train.device)
     device = str(accelerator.device if accelerator else choose_device(recipe.train.device))
-    store = _open_store(recipe)
-    joined = learn(recipe, store, device) if learn else learnables(recipe, store, device=device)
+    joined = learn(recipe, device) if learn else learnables(recipe, device=device)
     record = provenance(seed=recipe.train.seed, device=device, dataset=joined.training.provenance())
     run_dir = Path(recipe.run_dir)
     if accelerator is None or accelerator.is_main_process:
@@ -101,53 +83,19 @@ def _accelerator(device: str) -> Any:
     return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
 
 
-def learnables(recipe: Recipe, store: EpisodeStore, *, device: str, normalizer: Normalizer | None = None) -> Learnables:
-    """Split the store by episode, fit the normaliser on the training part and build the policy from the recipe's seed.
-
-    A ``normalizer`` that is given is copied instead.
-    """
-    data, config = recipe.data, recipe.policy.config
-    for field in ("obs_horizon", "pred_horizon", "observation_keys"):
-        if not hasattr(config, field):
-            raise RefusedError(f"Policy {recipe.policy.name!r} has nothing to train; evaluate it as it is.")
-    chosen = select_episodes(store, successes_only=data.successes_only, limit=data.episodes)
-    training_rows, validation_rows = split(len(chosen), data.validation_fraction, recipe.train.seed)
-    windows = WindowConfig(config.obs_horizon, config.pred_horizon, data.action)
-    keys = list(config.observation_keys)
-    weights = EpisodeWeights.read(Path(data.weights), store) if data.weights else None
-
-    def dataset(rows: list[int], weights: EpisodeWeights | None = None) -> WindowDataset:
-        return WindowDataset(store, windows, episodes=[chosen[i] for i in rows], keys=keys, device=device, weights=weights)
-
-    training = dataset(training_rows, weights)
-    spaces = select_observation(store.header.spaces, keys)
-    if normalizer is None:
-        normalizer = Normalizer(flat_streams(spaces), data.normalization).fit(training.statistics())
-    normalizer = copy.deepcopy(normalizer)
-    # torch draws initial weights from its global generator; fork it so that nothing else depends on this.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(generator(recipe.train.seed, "weights").integers(2**63)))
-        policy = make_policy(recipe.policy.name, config, spaces, normalizer)
-    return Learnables(policy, training, dataset(validation_rows) if validation_rows else None)
-
-
-def _open_store(recipe: Recipe) -> EpisodeStore:
-    path = Path(recipe.data.path)
-    if not (path / "store.json").exists():
-        raise RefusedError(f"No episode store at {path}; collect one first: robolearn collect RECIPE (or set data.path).")
-    return EpisodeStore.open(path, task=recipe.env.task, fidelity=recipe.env.fidelity)
-
-
 def _scorer(recipe: Recipe) -> OnCheckpoint:
-    """Return a function that scores checkpoints by success on validation seeds, which no report uses."""
-    env = make_recipe_env(recipe)
+    """Return a function that scores checkpoints by success on validation seeds, which no report uses; by the mean over tasks."""
+    envs = {single.env.task: make_recipe_env(single) for single in task_recipes(recipe)}
     seeds = [VALIDATION_SEED_BLOCK + i for i in range(recipe.evaluate.checkpoint_episodes)]
 
     def score(step: int, folder: Path, policy: Any) -> float:
-        result = evaluate(env, policy, seeds, rollout_config(recipe))
-        if result.interrupted_by is not None:
-            raise Interrupted(result.interrupted_by)  # a score of some of the episodes would be taken for one of all
-        return result.success_rate
+        rates = []
+        for task, env in envs.items():
+            result = evaluate(env, one_task(policy, task) if recipe.env.tasks else policy, seeds, rollout_config(recipe))
+            if result.interrupted_by is not None:
+                raise Interrupted(result.interrupted_by)  # a score of some of the episodes would be taken for one of all
+            rates.append(result.success_rate)
+        return sum(rates) / len(rates)
 
     return score
 

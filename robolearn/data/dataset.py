@@ -120,6 +120,10 @@ class WindowDataset:
         batch[ACTION + PAD_SUFFIX] = self._action_pad.index_select(0, self._steps_after.index_select(0, indices))
         return batch
 
+    def states(self, key: str) -> np.ndarray:
+        """Return a state stream (windows, d): row i is the newest observation of window i."""
+        return self._streams[key]
+
     def statistics(self) -> dict[str, Statistics]:
         """Return the statistics of every state stream and of ``action``, each step counted once."""
         return {key: Statistics.of(rows) for key, rows in self._streams.items()}

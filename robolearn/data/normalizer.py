@@ -135,6 +135,16 @@ class Normalizer(nn.Module):
         centre, scale = self._numbers(key, x)
         return x / scale + centre
 
+    def centre(self, key: str) -> Tensor:
+        """Return the raw values (d,) of stream ``key`` that are zero in normalised units.
+
+        Raises:
+            RefusedError: the key is unknown, or the normaliser was never fitted.
+        """
+        if key not in self.modes:
+            raise RefusedError(f"The normaliser has no numbers for {key!r}. {nearest(key, self.modes)}")
+        return self.invert(key, torch.zeros_like(self.get_buffer(_buffer(key, "centre"))))
+
     def _numbers(self, key: str, x: Tensor) -> tuple[Tensor, Tensor]:
         if key not in self.modes:
             raise RefusedError(f"The normaliser has no numbers for {key!r}. {nearest(key, self.modes)}")

@@ -12,7 +12,7 @@ from robolearn.core.errors import RefusedError, nearest
 from robolearn.core.protocols import Policy
 from robolearn.core.types import Spaces
 
-_NOT_POLICIES = {"edm_transformer", "generative", "loading", "refined"}
+_NOT_POLICIES = {"edm_transformer", "generative", "loading", "one_task", "refined"}
 
 
 def policy_names() -> list[str]:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from robolearn.core.config import from_mapping
 from robolearn.core.errors import RefusedError
+from robolearn.core.multitask import task_spaces, tasks_of
 from robolearn.core.observation import flat_streams
 from robolearn.core.protocols import Policy
 from robolearn.core.run import read_json, write_json
 from robolearn.core.types import Spaces, require_compatible
 from robolearn.data.normalizer import Normalizer
 from robolearn.policies import config_class, foreign_card, make_policy
+from robolearn.policies.one_task import one_task
 from robolearn.train.checkpoint import CONFIG_FILE, EMA_FILE, MODEL_FILE, load_weights, require_same_tensors, to_cpu
 
 WEIGHT_FILES = {"raw": MODEL_FILE, "ema": EMA_FILE}
@@ -44,7 +46,7 @@ def save_policy(folder: Path, policy: Policy, *, averaged: Mapping[str, Tensor] 
 
 
 def load_policy(
-    folder: Path, device: str = "cpu", weights: Literal["ema", "raw"] = "ema", *, spaces: Spaces | None = None
+    folder: Path, device: str = "cpu", weights: Literal["ema", "raw"] = "ema", *, spaces: Spaces | None = None, task: str = ""
 ) -> Policy:
     """Return the policy that ``folder`` holds, ready to act.
 
@@ -53,10 +55,11 @@ def load_policy(
         device: where its weights go.
         weights: the averaged ones (for acting) or the raw ones; ignored by a policy without weights.
         spaces: what the robot or environment offers; compared with the policy's where given.
+        task: what a policy of several tasks shall do; it then reads that task's own streams. A policy of one task ignores it.
 
     Raises:
         RefusedError: the folder is not a checkpoint, names an unknown policy or option, lacks a tensor, has one too many or of
-            another shape, or was made for other spaces; the message names what.
+            another shape, was made for other spaces or does not know the task; the message names what.
     """
     if weights not in WEIGHT_FILES:
         raise RefusedError(f"{weights=} must be one of {sorted(WEIGHT_FILES)}.")
@@ -64,14 +67,17 @@ def load_policy(
     name = str(card["policy"])
     config: object = from_mapping(config_class(name), card["config"], where=str(folder / CONFIG_FILE))
     own = Spaces.from_json(card["spaces"])  # type: ignore[arg-type]
+    tasks = tasks_of(own)
+    if spaces is not None and tasks and not task:
+        raise RefusedError(f"{folder} was trained for the tasks {list(tasks)}; say which one it shall do.")
     if spaces is not None:
-        require_compatible(own, spaces, what=str(folder))
+        require_compatible(task_spaces(own, task) if tasks else own, spaces, what=str(folder))
     modes = card.get("normalizer")
     policy = make_policy(name, config, own, Normalizer(flat_streams(own), modes) if modes else None)  # type: ignore[arg-type]
     if isinstance(policy, nn.Module):
         load_weights(policy, folder / WEIGHT_FILES["raw" if "foreign" in card else weights])
         policy.to(device).eval().requires_grad_(False)
-    return policy
+    return one_task(policy, task) if tasks and task else policy
 
 
 def read_card(folder: Path, spaces: Spaces | None = None) -> dict[str, object]:

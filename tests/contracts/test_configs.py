@@ -13,7 +13,7 @@ from rich.console import Console
 
 from robolearn.commands.collect import collect_demonstrations
 from robolearn.commands.deploy import BRINGUP, WORKSPACE, DeployRecipe, load_deployment
-from robolearn.commands.recipe import Recipe, load_recipe
+from robolearn.commands.recipe import Recipe, load_recipe, task_recipes
 from robolearn.commands.refine import RefineRecipe, load_refine_recipe, refine_recipe
 from robolearn.commands.table import TableRecipe, load_table
 from robolearn.commands.train import train_recipe
@@ -37,9 +37,10 @@ def test_recipe_survives_a_round_trip(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.stem)
 def test_recipe_runs_two_updates(file: Path, tmp_path: Path) -> None:
     tiny = ["data.episodes=2", "env.num_envs=2", "train.steps=2", "train.batch_size=4", "train.warmup_steps=1"]
-    places = [f"data.path={tmp_path}/demos", f"run_dir={tmp_path}/run"]
+    places = [f"data.path={tmp_path}/demos_{{task}}", f"run_dir={tmp_path}/run"]
     recipe = load_recipe(file, [*tiny, *places])
-    collect_demonstrations(recipe, Console(quiet=True)).close()
+    for single in task_recipes(recipe):
+        collect_demonstrations(single, Console(quiet=True)).close()
     assert train_recipe(recipe).step == 2
 
 
