@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
 
 import mujoco
 import numpy as np
@@ -13,8 +14,11 @@ from robolearn.core.errors import RefusedError, nearest
 from robolearn.core.seeding import generator
 from robolearn.core.types import ENVIRONMENT_STATE, IMAGES_PREFIX, STATE, Array, EnvSpec, FeatureSpec, Observation, Spaces, Step
 from sim_envs.native_kernel import ACTION_DIM, ARM_DOF, ENVIRONMENT_DIM, NQ, STATE_DIM, Buffers, observe_rows, step_rows
-from sim_envs.native_model import CONTROL_RATE_HZ, address_row, native_scene
+from sim_envs.native_model import CONTROL_RATE_HZ, NativeScene, address_row, native_scene
 from sim_envs.task import EnvOptions
+
+if TYPE_CHECKING:
+    from sim_envs.render import CameraRenderer
 
 JOINTS = "observation.joint_position"
 CAMERAS = ("agentview", "robot0_eye_in_hand", "frontview")
@@ -50,26 +54,40 @@ def _xyz(stem: str) -> tuple[str, ...]:
     return tuple(f"{stem}_{axis}" for axis in "xyz")
 
 
+class Start(NamedTuple):
+    """State in which an episode begins."""
+
+    qpos: Array
+    """(nq,)."""
+    qvel: Array
+    """(nv,)."""
+    ctrl: Array
+    """(nu,)."""
+
+
 class NativeLiftEnv:
     """A batch of native lift environments stepped by one compiled kernel; see :class:`robolearn.core.protocols.Env`.
 
-    An environment whose simulation diverges ends terminated without success and keeps its last finite observation.
+    An environment whose simulation diverges ends terminated without success and keeps its last finite observation. A task with
+    another scene around the same arm and cube derives from it and says its name, scene, start and picture.
     """
+
+    task = "native_lift"
 
     def __init__(self, options: EnvOptions, max_episode_steps: int) -> None:
         for camera in options.cameras:
             if camera not in CAMERAS:
-                raise RefusedError(f"native_lift has no camera {camera!r}. {nearest(camera, CAMERAS)}")
+                raise RefusedError(f"{self.task} has no camera {camera!r}. {nearest(camera, CAMERAS)}")
         self._options = options
         self.num_envs = b = options.num_envs
         self.spec = EnvSpec(
-            task="native_lift",
+            task=self.task,
             fidelity="native",
             spaces=native_lift_spaces(options.cameras, options.image_size),
             max_episode_steps=options.max_episode_steps or max_episode_steps,
             cameras=CAMERAS,
         )
-        self._scene = native_scene()
+        self._scene = self._compiled()
         self._data = [mujoco.MjData(self._scene.model) for _ in range(b)]
         self._buffers = Buffers(
             pointers=np.stack([address_row(d) for d in self._data]),
@@ -101,13 +119,11 @@ class NativeLiftEnv:
         if chosen.shape != (self.num_envs,) or chosen.dtype != np.bool_:
             raise RefusedError(f"reset mask must be bool of shape ({self.num_envs},), got {chosen.dtype} {chosen.shape}.")
         rows = np.flatnonzero(chosen)
-        starts = [self._start_qpos(int(seeds[row])) for row in rows]
-        for row, qpos in zip(rows, starts, strict=True):
+        starts = [self._start(int(seeds[row])) for row in rows]
+        for row, start in zip(rows, starts, strict=True):
             data = self._data[row]
             mujoco.mj_resetData(self._scene.model, data)
-            data.qpos[:] = qpos
-            data.ctrl[:] = self._scene.home_ctrl
-            data.ctrl[:ARM_DOF] = qpos[:ARM_DOF]
+            data.qpos[:], data.qvel[:], data.ctrl[:] = start
         self._buffers.ended[rows] = False
         self._started[rows] = True
         self._elapsed[rows] = 0
@@ -115,8 +131,18 @@ class NativeLiftEnv:
         self._draw(rows)
         return self._observation()
 
-    def _start_qpos(self, seed: int) -> Array:
-        """Return the start state (16,) of an episode: home pose plus joint noise, cube somewhere on the table."""
+    def _compiled(self) -> NativeScene:
+        """Return the compiled scene."""
+        return native_scene()
+
+    def _renderer(self) -> CameraRenderer:
+        """Return what draws the scene; its positions are those of the physics model."""
+        from sim_envs.native_visual import native_renderer
+
+        return native_renderer()
+
+    def _start(self, seed: int) -> Start:
+        """Return how an episode starts: home pose plus joint noise, cube somewhere on the table, nothing moves."""
         rng = generator(seed, "native_lift", "reset")
         qpos = self._scene.home_qpos.copy()
         qpos[:ARM_DOF] += JOINT_NOISE_RAD * rng.standard_normal(ARM_DOF)
@@ -124,7 +150,9 @@ class NativeLiftEnv:
         yaw = rng.uniform(-np.pi, np.pi)
         qpos[9:11] = x, y
         qpos[12:16] = np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)
-        return qpos
+        ctrl = self._scene.home_ctrl.copy()
+        ctrl[:ARM_DOF] = qpos[:ARM_DOF]
+        return Start(qpos, np.zeros(self._scene.model.nv), ctrl)
 
     def step(self, action: Array) -> Step:
         """Advance one control step; see :meth:`robolearn.core.protocols.Env.step`.
@@ -134,12 +162,12 @@ class NativeLiftEnv:
         """
         action = np.ascontiguousarray(action, dtype=np.float64)
         if action.shape != (self.num_envs, ACTION_DIM):
-            raise RefusedError(f"native_lift needs actions of shape ({self.num_envs}, {ACTION_DIM}), got {action.shape}.")
+            raise RefusedError(f"{self.task} needs actions of shape ({self.num_envs}, {ACTION_DIM}), got {action.shape}.")
         if not np.isfinite(action).all():
             row, column = np.argwhere(~np.isfinite(action))[0]
-            raise RefusedError(f"native_lift: action[{row}, {column}] is {action[row, column]}; actions must be finite.")
+            raise RefusedError(f"{self.task}: action[{row}, {column}] is {action[row, column]}; actions must be finite.")
         if not self._started.all():
-            raise RefusedError(f"native_lift: environment {int(np.argmin(self._started))} steps before its first reset.")
+            raise RefusedError(f"{self.task}: environment {int(np.argmin(self._started))} steps before its first reset.")
         running = ~self._buffers.ended
         self._elapsed += running
         if self._pool is None:
@@ -175,15 +203,14 @@ class NativeLiftEnv:
             RefusedError: unknown camera or environment, or no OpenGL on this machine.
         """
         if camera not in CAMERAS:
-            raise RefusedError(f"native_lift has no camera {camera!r}. {nearest(camera, CAMERAS)}")
+            raise RefusedError(f"{self.task} has no camera {camera!r}. {nearest(camera, CAMERAS)}")
         if not 0 <= index < self.num_envs or not self._started[index]:
             raise RefusedError(
-                f"native_lift: environment {index} cannot be drawn; there are {self.num_envs}, each after a reset."
+                f"{self.task}: environment {index} cannot be drawn; there are {self.num_envs}, each after a reset."
             )
-        from sim_envs.native_visual import native_renderer
         from sim_envs.render import View
 
-        return native_renderer().render(self._data[index].qpos, View(camera, height, width, self._options.supersample))
+        return self._renderer().render(self._data[index].qpos, View(camera, height, width, self._options.supersample))
 
     def close(self) -> None:
         """Stop the threads; the simulators are freed with the object."""
@@ -191,5 +218,5 @@ class NativeLiftEnv:
             self._pool.shutdown()
 
     def qpos(self) -> Array:
-        """Return a copy of every simulator's positions (b, 16); for tests and for drawing, never for a policy."""
-        return np.stack([d.qpos.copy() for d in self._data]).reshape(self.num_envs, NQ)
+        """Return a copy of the positions (b, 16) of arm, fingers and cube; for tests and for drawing, never for a policy."""
+        return np.stack([d.qpos[:NQ].copy() for d in self._data])

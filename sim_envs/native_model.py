@@ -16,7 +16,7 @@ from sim_envs.native_kernel import ARM_DOF, Scene
 SCENE_FILE = Path(__file__).parent / "assets" / "panda_lift.xml"
 CONTROL_RATE_HZ = 20.0
 LIFT_HEIGHT_M = 0.04
-"""robosuite's rule for Lift: the cube's centre is this far above the table top."""
+"""robosuite's rule for Lift: the cube's centre is this far above what it stood on."""
 _SETTLE_STEPS = 400
 
 
@@ -27,20 +27,24 @@ class NativeScene:
     model: mujoco.MjModel
     kernel: Scene
     home_qpos: Array
-    """(16,) the home pose with the cube resting on the table."""
+    """(nq,) the home pose with the cube at rest; 16 numbers, then those of further joints."""
     home_ctrl: Array
-    """(9,) servo targets that hold it."""
+    """(nu,) servo targets that hold it; 9 numbers, then those of further joints."""
 
 
 @cache
 def native_scene() -> NativeScene:
     """Compile the scene and let the cube settle, once per process."""
-    model = mujoco.MjModel.from_xml_path(str(SCENE_FILE))
+    return settled_scene(mujoco.MjModel.from_xml_path(str(SCENE_FILE)), support="table")
+
+
+def settled_scene(model: mujoco.MjModel, *, support: str) -> NativeScene:
+    """Let the cube of a compiled model settle on the body ``support``, which has one box geom of the same name."""
     data = mujoco.MjData(model)
     mujoco.mj_resetDataKeyframe(model, data, model.key("home").id)
     mujoco.mj_step(model, data, nstep=_SETTLE_STEPS)
-    table = model.geom("table")
-    table_top = float(model.body("table").pos[2] + table.pos[2] + table.size[2])
+    plate = model.geom(support)
+    top = float(model.body(support).pos[2] + plate.pos[2] + plate.size[2])
     home = model.key("home")
     # The arm starts exactly at the keyframe; only the resting height of the cube comes from settling.
     qpos = home.qpos.copy()
@@ -51,7 +55,7 @@ def native_scene() -> NativeScene:
         joint_high=model.jnt_range[:ARM_DOF, 1].copy(),
         home=home.qpos[:ARM_DOF].copy(),
         cube_body=model.body("cube").id,
-        success_height=table_top + LIFT_HEIGHT_M,
+        success_height=top + LIFT_HEIGHT_M,
         substeps=round(1 / (CONTROL_RATE_HZ * model.opt.timestep)),
     )
     return NativeScene(model=model, kernel=kernel, home_qpos=qpos, home_ctrl=home.ctrl.copy())

@@ -42,12 +42,21 @@ def native_visual_model() -> mujoco.MjModel:
     Raises:
         RefusedError: robosuite, whose meshes are drawn, is not installed.
     """
+    return light_model(native_visual_spec().compile())
+
+
+def native_visual_spec() -> mujoco.MjSpec:
+    """Return the visual model before it is compiled, for tasks that add to it.
+
+    Raises:
+        RefusedError: robosuite, whose meshes are drawn, is not installed.
+    """
     spec = mujoco.MjSpec.from_file(str(VISUAL_FILE))
     cube = spec.geom("cube")
     cube.group, cube.material = 1, "cube"
     for file in ROBOT_FILES:
         _add_visuals(spec, _robosuite_assets() / file)
-    return light_model(spec.compile())
+    return spec
 
 
 def _robosuite_assets() -> Path:

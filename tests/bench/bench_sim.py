@@ -17,7 +17,7 @@ import mujoco
 import numpy as np
 
 from sim_envs.robosuite_model import build_robosuite, reset_robosuite
-from sim_envs.task import EnvOptions, make_env, task_names
+from sim_envs.task import EnvOptions, get_task, make_env, task_names
 
 BATCH = 16
 STOCK_STEPS = 30
@@ -91,7 +91,7 @@ def thread_gain(task, rounds):
 def main():
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    robosuite_tasks = [name for name in task_names() if name != "native_lift"]
+    robosuite_tasks = [name for name in task_names() if "exact" in get_task(name).fidelities]
     parser.add_argument("tasks", nargs="*", default=robosuite_tasks)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
