@@ -227,16 +227,23 @@ class Resampler:
         return {n: (at_ns - s[-1][0]) / 1e9 if s else float("inf") for n, s in self._samples.items()}
 
     def take(self) -> Frame | None:
-        """Return the frame at the clock stream's newest sample, once; None while there is nothing new or a sample is awaited.
+        """Return the frame at the newest step of the clock that is complete, once; None while there is none.
+
+        Streams come in any order: a step whose last sample arrives after the clock's next one still gives its frame.
 
         Raises:
             StreamsNotReadyError: see :meth:`frame`.
         """
-        newest = self.newest_ns(self._contract.clock)
-        if newest is None or newest <= self._taken_ns or any(self.newest_ns(n) != newest for n in self._exact):
-            return None
-        self._taken_ns = newest
-        return self.frame(newest)
+        for stamp, _ in reversed(self._samples[self._contract.clock]):
+            if stamp <= self._taken_ns:
+                return None
+            if all(self._has(name, stamp) for name in self._exact):
+                self._taken_ns = stamp
+                return self.frame(stamp)
+        return None
+
+    def _has(self, stream: str, stamp_ns: int) -> bool:
+        return next((s for s, _ in reversed(self._samples[stream]) if s <= stamp_ns), None) == stamp_ns
 
     def frame(self, at_ns: int) -> Frame:
         """Return the newest samples that are not stamped after ``at_ns``, put together as observations.

@@ -109,7 +109,7 @@ def test_robot_gets_the_actions_of_the_direct_evaluator(recorded: Recorded) -> N
     actions, observations = direct(recorded.bundle, steps)
     # Orientations travel as quaternions: their float32 rounding (1e-7) is what may differ.
     for key, expected in observations.items():
-        np.testing.assert_allclose(episode.data[key][:steps], expected, atol=1e-5)
+        np.testing.assert_allclose(episode.data[key][:steps], expected, atol=1e-5, err_msg=key)
     np.testing.assert_allclose(episode.data["action.sent"][:steps], actions, atol=1e-4)
     # What the policy wanted, before the gate clipped it to the bounds.
     np.testing.assert_allclose(np.clip(episode.data[ACTION][:steps], -1, 1), actions, atol=1e-4)

@@ -56,6 +56,26 @@ def test_an_exact_stream_is_waited_for() -> None:
     assert frame.observation["observation.state"][2] == 4
 
 
+def test_a_step_is_not_lost_when_the_clock_overtakes_its_last_sample() -> None:
+    # The bug: on a busy machine the clock's next message was handled before this step's last pose, and the frame was never made.
+    resampler = Resampler(CONTRACT, SPACES)
+    fill(resampler, 100)
+    resampler.take()
+    push(resampler, "joints", 150, position=[0.5, 0.04])
+    push(resampler, "cube", 150, position=[2, 2, 5], rot6d=np.zeros(6))
+    push(resampler, "joints", 200, position=[0.7, 0.04])
+    assert resampler.take() is None
+    push(resampler, "eef", 150, position=[1, 2, 4], rot6d=np.zeros(6))
+    frame = resampler.take()
+    assert frame is not None and frame.at_ns == 150 * MS
+    assert frame.observation["observation.state"][2] == 4
+    push(resampler, "cube", 200, position=[2, 2, 5], rot6d=np.zeros(6))
+    push(resampler, "eef", 200, position=[1, 2, 5], rot6d=np.zeros(6))
+    frame = resampler.take()
+    assert frame is not None and frame.at_ns == 200 * MS
+    assert resampler.take() is None
+
+
 def test_old_and_missing_streams_are_named() -> None:
     resampler = Resampler(CONTRACT, SPACES)
     push(resampler, "joints", 100, position=[0.5, 0.04])

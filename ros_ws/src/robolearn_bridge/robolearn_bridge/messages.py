@@ -23,6 +23,10 @@ COMMAND_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=
 """Chunks, commands, heartbeats."""
 RECORD_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 """What must all be in the record, though its reader be away for seconds."""
+RECORD_SENSOR_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1000, reliability=ReliabilityPolicy.BEST_EFFORT)
+"""Sensors that are recorded: samples wait in the reader's queue while the process is held up, instead of replacing each other."""
+RECORD_IMAGE_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=60, reliability=ReliabilityPolicy.BEST_EFFORT)
+"""The same for cameras: two seconds at 30 Hz, which is 55 MB of a raw 640 x 480 stream."""
 LATCHED_QOS = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,
     depth=1,

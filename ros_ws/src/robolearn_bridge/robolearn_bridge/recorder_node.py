@@ -22,10 +22,10 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.run import read_json
 from robolearn.core.types import ACTION, Array, Episode, FeatureSpec, Spaces
 from robolearn.data.store import EpisodeStore
-from robolearn.deploy.codecs import MESSAGE_TYPES, decode, stamp_ns
+from robolearn.deploy.codecs import FIELDS, MESSAGE_TYPES, decode, stamp_ns
 from robolearn.deploy.streams import Frame, ObservationContract, Resampler, StreamsNotReadyError
 from robolearn_bridge.lifecycle import SafeLifecycleNode, run
-from robolearn_bridge.messages import RECORD_QOS, SENSOR_QOS, chunk_rows, message_class
+from robolearn_bridge.messages import RECORD_IMAGE_QOS, RECORD_QOS, RECORD_SENSOR_QOS, chunk_rows, message_class
 from robolearn_bridge.parameters import declare, read
 
 SENT, INTERVENTION = "action.sent", "intervention"
@@ -129,9 +129,8 @@ class RecorderNode(SafeLifecycleNode):
         self._heard = []
         for name in self._resampler.streams:
             stream = self._contract.streams[name]
-            self._listen(
-                stream.topic, message_class(stream.kind), MESSAGE_TYPES[stream.kind], partial(self._on_sample, name), SENSOR_QOS
-            )
+            qos = RECORD_IMAGE_QOS if "image" in FIELDS[stream.kind] else RECORD_SENSOR_QOS
+            self._listen(stream.topic, message_class(stream.kind), MESSAGE_TYPES[stream.kind], partial(self._on_sample, name), qos)
         for topic, source in CHUNKS.items():
             self._listen(
                 topic, JointTrajectory, "trajectory_msgs/msg/JointTrajectory", partial(self._on_chunk, source), RECORD_QOS
