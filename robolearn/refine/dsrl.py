@@ -73,6 +73,8 @@ class Config(LearnerConfig):
     """Adam's, of the actor."""
     actor_every: int = 4
     """Critic updates per actor update."""
+    actor_average: float = 0.01
+    """Share of the actor in the deployed actor, per actor update: what is deployed is an average over the last hundred or so."""
     distill_every: int = 2
     """Critic updates per update of the noise critics."""
     trust: float = 3.0
@@ -104,6 +106,8 @@ class Config(LearnerConfig):
             raise RefusedError(f"chunk_steps={self.chunk_steps} must lie in [1, window_steps={self.window_steps}].")
         if min(self.actor_every, self.distill_every) < 1:
             raise RefusedError("actor_every and distill_every must be >= 1.")
+        if not 0 < self.actor_average <= 1:
+            raise RefusedError(f"actor_average={self.actor_average} must lie in (0, 1]; 1 deploys the newest actor.")
         if min(self.temperature, self.trust, self.anchor_weight) <= 0:
             raise RefusedError(f"temperature, trust and anchor_weight must be positive; got {self}.")
         if self.soft_backup and self.value_range is not None:
@@ -209,7 +213,7 @@ class Refiner:
             metrics |= self._update_actor(batch, rng)
             if not self._policy.steered:
                 self._policy.steered.fill_(True)
-            follow(self._policy.actor, self._actor, config.target_rate * config.actor_every)
+            follow(self._policy.actor, self._actor, config.actor_average)
         return metrics
 
     def decode(self, condition: Tensor, latent: Tensor) -> Tensor:
