@@ -191,6 +191,8 @@ class Resampler:
         self._exact = [name for name in self._samples if contract.streams[name].align == "exact"]
         self.dropped: dict[str, int] = dict.fromkeys(self._samples, 0)
         """Stream -> samples that were refused: not newer than the last one, or stamped in the future."""
+        self.received: dict[str, int] = dict.fromkeys(self._samples, 0)
+        """Stream -> samples that were kept."""
         self._taken_ns = -1
 
     @property
@@ -213,6 +215,7 @@ class Resampler:
             self.dropped[stream] += 1
             return False
         samples.append((stamp_ns, sample))
+        self.received[stream] += 1
         while len(samples) > 1 and samples[0][0] < stamp_ns - self._keep_ns:
             samples.popleft()
         return True

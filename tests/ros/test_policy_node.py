@@ -82,41 +82,60 @@ def test_a_bundle_with_another_joint_order_or_field_is_refused(bundle: Bundle, t
         bundle.require_robot("panda", joints=tuple(f"panda_joint{i}" for i in range(1, 8)))
 
 
+class Sensors:
+    """Publishes the samples of a step."""
+
+    def __init__(self, client: Client, bundle: Bundle, streams: SimulatedStreams, observation: Observation) -> None:
+        self._client, self._streams, self._observation = client, streams, observation
+        self.publishers = {
+            name: client.node.create_publisher(message_class(s.kind), s.topic, SENSOR_QOS)
+            for name, s in bundle.contract.streams.items()
+        }
+
+    def send(self, *, without: str = "", seen: Observation | None = None) -> int:
+        """Return the stamp of the step whose samples were sent."""
+        stamp = time.time_ns()
+        for name, message in self._streams.messages(seen or self._observation, stamp).items():
+            if name != without:
+                self.publishers[name].publish(message)
+        return stamp
+
+    def send_until_received(self) -> None:
+        """Send, again where samples got lost, until one of every stream has arrived and can no longer be late."""
+        before = {name: self._client.count("policy_node", f"received of {name}") for name in self.publishers}
+
+        def all_there() -> bool:
+            self.send()
+            time.sleep(1)  # the diagnostics' period
+            return all(self._client.count("policy_node", f"received of {name}") > count for name, count in before.items())
+
+        wait_until(all_there, what="all samples of a step")
+
+
 def test_chunks_come_from_fresh_complete_streams_only(client: Client, domain: str, tmp_path: Path, bundle: Bundle) -> None:
     env = make_env("lift", EnvOptions(1))
     observation = {key: value[0] for key, value in env.reset([1]).items()}
     env.close()
     offered = contract_from_names(env.spec.spaces, arm_joints=load_robot("panda").joints, finger_joints=FINGERS)
     streams = SimulatedStreams(offered, env.spec.spaces)
-    publishers = {
-        name: client.node.create_publisher(message_class(s.kind), s.topic, SENSOR_QOS)
-        for name, s in bundle.contract.streams.items()
-    }
+    sensors = Sensors(client, bundle, streams, observation)
     chunks: list[JointTrajectory] = []
     client.node.create_subscription(JointTrajectory, "policy/chunk", chunks.append, COMMAND_QOS)
-
     strange = observation | {STATE: observation[STATE] + np.eye(11, dtype=np.float32)[2]}  # the hand 1 m higher
-
-    def send(*, without: str = "", seen: Observation = observation) -> int:
-        stamp = time.time_ns()
-        for name, message in streams.messages(seen, stamp).items():
-            if name != without:
-                publishers[name].publish(message)
-        return stamp
+    good: set[int] = set()
 
     def send_until_answered(seen: Observation = observation) -> None:
         """Sensor messages may be lost: send states, one control step apart, until one of them has been decided on."""
         mine: set[int] = set()
 
         def ask() -> bool:
-            mine.add(send(seen=seen))
+            mine.add(sensors.send(seen=seen))
             time.sleep(0.05)
             return bool(chunks) and stamp_ns(chunks[-1]) in mine
 
         wait_until(ask, what="a chunk")
         good.update(mine)
 
-    good: set[int] = set()
     wrong = node("policy_node", name="wrong_robot", bundle=str(bundle.folder), robot="ur5e")
     right = node("policy_node", bundle=str(bundle.folder), robot="panda")
     with nodes(tmp_path, wrong, right, domain=domain) as running:
@@ -124,17 +143,19 @@ def test_chunks_come_from_fresh_complete_streams_only(client: Client, domain: st
         assert client.transition("policy_node", CONFIGURE)
         assert client.trigger("policy_node/start") == (False, "The policy node is inactive; activate it first.")
         assert client.transition("policy_node", ACTIVATE)
-        wait_until(lambda: all(p.get_subscription_count() for p in publishers.values()), what="the policy's subscriptions")
-        send()  # active, but nobody has asked it to act
+        wait_until(
+            lambda: all(p.get_subscription_count() for p in sensors.publishers.values()), what="the policy's subscriptions"
+        )
+        sensors.send_until_received()  # active, but nobody has asked it to act
         assert client.trigger("policy_node/start")[0]
         send_until_answered()
         for _ in range(5):
-            send(without="cube")
-            send(without="joints")
-            send(without="eef")
+            sensors.send(without="cube")
+            sensors.send(without="joints")
+            sensors.send(without="eef")
         send_until_answered()
         assert client.trigger("policy_node/stop")[0]
-        send()
+        sensors.send_until_received()
         assert client.trigger("policy_node/start")[0]
         send_until_answered()
         assert max(novelties(chunks)) < 1

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,8 @@ class PolicyNode(SafeLifecycleNode):
     def _set_acting(self, acting: bool) -> None:
         with self._wake:
             self._acting, self._pending = acting, []
+            with suppress(StreamsNotReadyError):
+                self._resampler.take()  # what was complete before is not decided on
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._acting:
@@ -225,6 +228,7 @@ class PolicyNode(SafeLifecycleNode):
             "decision p99 [ms]": self._engine.latency_s(0.99) * 1e3,
             **self._counts,
             **{f"age of {name} [s]": age for name, age in ages.items()},
+            **{f"received of {name}": count for name, count in self._resampler.received.items()},
             **{f"dropped of {name}": count for name, count in self._resampler.dropped.items()},
         }
         problem = self._last_refusal

@@ -130,7 +130,9 @@ class RecorderNode(SafeLifecycleNode):
         for name in self._resampler.streams:
             stream = self._contract.streams[name]
             qos = RECORD_IMAGE_QOS if "image" in FIELDS[stream.kind] else RECORD_SENSOR_QOS
-            self._listen(stream.topic, message_class(stream.kind), MESSAGE_TYPES[stream.kind], partial(self._on_sample, name), qos)
+            self._listen(
+                stream.topic, message_class(stream.kind), MESSAGE_TYPES[stream.kind], partial(self._on_sample, name), qos
+            )
         for topic, source in CHUNKS.items():
             self._listen(
                 topic, JointTrajectory, "trajectory_msgs/msg/JointTrajectory", partial(self._on_chunk, source), RECORD_QOS
