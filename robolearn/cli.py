@@ -38,6 +38,36 @@ def collect(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None
 
 
 @app.command()
+def teleop(
+    task: Annotated[str, typer.Argument(help="Task, such as native_lift; 'robolearn tasks' lists them.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes such as motion.linear_speed_m_s=0.2.", show_default=False)
+    ] = None,
+    *,
+    device: Annotated[
+        list[str] | None, typer.Option(help="web (default), keyboard, gamepad, spacemouse or lerobot:KIND; may be repeated.")
+    ] = None,
+    store: Annotated[str | None, typer.Option(help="Episode store; by default data/teleop/TASK. It is continued.")] = None,
+    operator: Annotated[str, typer.Option(help="Who drives; kept with every episode.")] = "",
+    policy: Annotated[str | None, typer.Option(help="Run folder of a policy that drives until you take over.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Where the page is offered; other than loopback needs the printed token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Its port; 0 takes a free one.")] = 8400,
+    certificate: Annotated[Path | None, typer.Option(help="TLS certificate: phones give their tilt to https pages only.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Offer the page at all.")] = True,
+) -> None:
+    """Drive a simulated robot yourself and record demonstrations, or correct a policy while it drives."""
+    from robolearn.commands.teleop import teleop
+    from robolearn.teleop.server import ServerConfig
+
+    named = {"task": task, "store": store, "policy": policy, "recorder.operator": operator or None}
+    changes = [f"{name}={value}" for name, value in named.items() if value is not None]
+    teleop([*changes, *(overrides or [])], device or ["web"], ServerConfig(host, port, certificate, key) if page else None)
+
+
+@app.command()
 def train(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,

@@ -1,0 +1,1 @@
+"""A person at the controls: devices, their motion, and the recorder of simulation and robots."""
