@@ -22,9 +22,16 @@ def _run(make: Callable[[OnStep], Conversion | list[Conversion]]) -> None:
         report(done, console)
 
 
-def merge(stores: Sequence[Path], out: Path) -> None:
+def merge(stores: Sequence[Path], out: Path, *, common: bool) -> None:
     """Join stores."""
-    _run(lambda on_step: edit.merge(stores, out, on_step))
+    _run(lambda on_step: edit.merge(stores, out, on_step, common=common))
+
+
+def corrections(store: Path, out: Path, *, min_steps: int) -> None:
+    """Keep what people drove."""
+    from robolearn.data import corrections as data_corrections
+
+    _run(lambda on_step: data_corrections.corrections(store, out, min_steps=min_steps, on_step=on_step))
 
 
 def split(store: Path, outs: Sequence[Path], fractions: Sequence[float], seed: int) -> None:

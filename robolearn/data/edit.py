@@ -103,8 +103,14 @@ class _Joined:
             source.close()
 
 
-def merge(paths: Sequence[Path], out: Path, on_step: Progress) -> Conversion:
+def merge(paths: Sequence[Path], out: Path, on_step: Progress, *, common: bool = False) -> Conversion:
     """Put the episodes of several stores, in order, into a new one.
+
+    Args:
+        paths: stores.
+        out: new store.
+        on_step: progress.
+        common: keep the streams that all of them have, and say which are left out; otherwise all must have the same.
 
     Raises:
         RefusedError: fewer than two stores, the same one twice, or they differ in task, spaces, rate, fidelity or streams.
@@ -114,12 +120,37 @@ def merge(paths: Sequence[Path], out: Path, on_step: Progress) -> Conversion:
     if len({p.resolve() for p in paths}) != len(paths):
         raise RefusedError("The same store is named twice; its episodes would count double.")
     stores = [EpisodeStore.open(p) for p in paths]
-    for store in stores[1:]:
-        stores[0].header.require_same(store.header, what=f"{stores[0].path}")
+    headers = [_with_streams(s.header, _common_streams(stores) if common else set(s.header.streams)) for s in stores]
+    for store, header in zip(stores[1:], headers[1:], strict=True):
+        try:
+            headers[0].require_same(header, what=f"{stores[0].path}")
+        except RefusedError as error:
+            hint = (
+                "" if common or set(header.streams) == set(headers[0].streams) else " --common keeps the streams that all have."
+            )
+            raise RefusedError(f"{error} ({store.path}){hint}") from error
     made = {"merged": [{"path": str(s.path), "checksum": s.checksum()} for s in stores]}
-    header = dataclasses.replace(stores[0].header, provenance={**stores[0].header.provenance, **made})
-    joined = _Derived(_Joined([StoreSource(s) for s in stores]), header, lambda episode, _: episode)
+    header = dataclasses.replace(headers[0], provenance={**headers[0].provenance, **made})
+    left_out = sorted({key for s in stores for key in s.header.streams} - set(header.streams))
+
+    def keep(episode: Episode, _: int) -> Episode:
+        return dataclasses.replace(episode, data={key: episode.data[key] for key in header.streams})
+
+    joined = _Derived(_Joined([StoreSource(s) for s in stores]), header, keep)
+    joined.notes = (f"streams that not all stores keep were left out: {', '.join(left_out)}",) if left_out else ()
     return import_episodes(joined, out, on_step)
+
+
+def _common_streams(stores: Sequence[EpisodeStore]) -> set[str]:
+    return set.intersection(*(set(s.header.streams) for s in stores))
+
+
+def _with_streams(header: StoreHeader, kept: set[str]) -> StoreHeader:
+    """Return a header of fewer streams."""
+    observation = {key: feature for key, feature in header.spaces.observation.items() if key in kept}
+    spaces = dataclasses.replace(header.spaces, observation=observation)
+    extra = {key: feature for key, feature in header.extra.items() if key in kept}
+    return dataclasses.replace(header, spaces=spaces, extra=extra)
 
 
 def split(path: Path, outs: Sequence[Path], fractions: Sequence[float], *, seed: int, on_step: Progress) -> list[Conversion]:
