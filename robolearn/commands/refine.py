@@ -104,7 +104,7 @@ def refine_recipe(recipe: RefineRecipe, *, resume: bool = False, console: Consol
     import torch
 
     device = str(choose_device(recipe.device))
-    env = make_recipe_env(_as_recipe(recipe))
+    env = make_recipe_env(_as_recipe(recipe), max_episode_steps=recipe.online.episode_steps or None)
     checkpoint = find_checkpoint(Path(recipe.base))
     base: Any = load_policy(checkpoint, device, spaces=env.spec.spaces)
     if not isinstance(base, torch.nn.Module):

@@ -18,8 +18,8 @@ from robolearn.evaluate.result import RolloutConfig
 from sim_envs.task import EnvOptions, make_env
 
 
-def make_task_env(recipe: Recipe) -> Env:
-    """Build the recipe's batch of environments as they are, without goals.
+def make_task_env(recipe: Recipe, *, max_episode_steps: int | None = None) -> Env:
+    """Build the recipe's batch of environments as they are, without goals; ``max_episode_steps`` replaces the task's.
 
     Raises:
         RefusedError: the recipe names several tasks, of which each needs environments of its own.
@@ -29,16 +29,17 @@ def make_task_env(recipe: Recipe) -> Env:
         raise RefusedError(
             f"Environments are of one task; the recipe names {list(env.tasks)}. Choose with env.tasks=[] env.task=..."
         )
-    return make_env(env.task, EnvOptions(env.num_envs, env.fidelity, env.cameras, env.image_size, env.num_threads))
+    options = EnvOptions(env.num_envs, env.fidelity, env.cameras, env.image_size, env.num_threads, max_episode_steps)
+    return make_env(env.task, options)
 
 
-def make_recipe_env(recipe: Recipe) -> Env:
+def make_recipe_env(recipe: Recipe, *, max_episode_steps: int | None = None) -> Env:
     """Build the recipe's batch of environments; where policies are given goals, with goals from its demonstrations.
 
     Raises:
         RefusedError: see :func:`make_task_env`; or goals are wanted and there are no demonstrations.
     """
-    env, goals = make_task_env(recipe), recipe.data.goals
+    env, goals = make_task_env(recipe, max_episode_steps=max_episode_steps), recipe.data.goals
     if not goals.keys:
         return env
     with EpisodeStore.open(Path(recipe.data.path), task=recipe.env.task) as store:

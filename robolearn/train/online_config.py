@@ -28,6 +28,9 @@ class OnlineConfig:
     """Transitions per update from replay."""
     demo_fraction: float = 0.5
     """Share of every batch that comes from the demonstrations; 0 uses none."""
+    episode_steps: int = 0
+    """Control steps after which an episode of the run is cut off; 0 takes the task's own limit, which evaluations always do.
+    Episodes that hang take the longest and teach the least."""
     truncation: Literal["bootstrap", "failure"] = "failure"
     """What the time limit means: ``bootstrap`` goes on with the value of the last state (Pardo et al. 2018); ``failure`` ends
     with 0, where a task counts as failed when its time is up: the outcome of every episode is known then."""
@@ -53,6 +56,8 @@ class OnlineConfig:
             raise RefusedError("env_steps, batch_size, evaluate_every, checkpoint_every, log_every and threads must be >= 1.")
         if not 0 <= self.learning_starts <= self.warmup_steps or self.keep_checkpoints < 1 or self.ramp_steps < 0:
             raise RefusedError("learning_starts must lie in [0, warmup_steps], ramp_steps be >= 0 and keep_checkpoints >= 1.")
+        if self.episode_steps < 0:
+            raise RefusedError(f"episode_steps={self.episode_steps} must be positive, or 0 for the task's own limit.")
         if not self.utd_ratio > 0 or not 0 <= self.demo_fraction < 1:
             raise RefusedError(f"utd_ratio={self.utd_ratio} must be positive and demo_fraction={self.demo_fraction} in [0, 1).")
 

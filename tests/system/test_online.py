@@ -225,6 +225,16 @@ def test_the_command_refines_and_its_result_is_evaluated_like_any_policy(base, t
     assert (run_dir / "evaluation/report.html").exists()
 
 
+def test_episodes_of_the_run_are_cut_off_where_asked_and_those_of_evaluations_are_not(base, tmp_path):
+    given = [f"base={base}", "online.episode_steps=10", "online.log_every=20"]
+    assert refine_command(tmp_path, *given) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    # 60 steps of 2 environments are 30 each, which is 3 episodes of 10.
+    assert [row["train/episodes"] for row in rows if "train/episodes" in row][-1] == 6
+    lengths = [row["mean_length"] for row in read_json(tmp_path / "run/evaluations.json", what="evaluations")]
+    assert max(lengths) > 10
+
+
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
@@ -235,6 +245,7 @@ def test_the_command_refines_and_its_result_is_evaluated_like_any_policy(base, t
         (["demos.path=/nowhere"], "/nowhere"),
         (["method.name=warm_start", "demos.path=/nowhere"], "'warm_start' uses no demonstrations"),
         (["online.utd_ratio=0"], "utd_ratio"),
+        (["online.episode_steps=-1"], "episode_steps"),
     ],
 )
 def test_bad_recipes_are_refused_by_name(base, tmp_path, capsys, overrides, named):
