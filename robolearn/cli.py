@@ -190,6 +190,19 @@ def deploy(
 
 
 @app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Run or checkpoint folder of a diffusion policy.")],
+    folder: Annotated[Path, typer.Argument(help="Where LeRobot's pretrained_model folder goes.")],
+    *,
+    exec_horizon: Annotated[int | None, typer.Option(help="Actions executed per decision; by default the run's.")] = None,
+) -> None:
+    """Write a policy in LeRobot's layout, so that stock lerobot loads, evaluates and runs it."""
+    from robolearn.commands.export import export
+
+    export(run, folder, exec_horizon=exec_horizon)
+
+
+@app.command()
 def tasks() -> None:
     """List the tasks, their fidelities and what they offer."""
     from robolearn.commands.tasks import tasks
