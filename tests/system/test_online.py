@@ -231,7 +231,7 @@ def test_episodes_of_the_run_are_cut_off_where_asked_and_those_of_evaluations_ar
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     # 60 steps of 2 environments are 30 each, which is 3 episodes of 10.
     assert [row["train/episodes"] for row in rows if "train/episodes" in row][-1] == 6
-    lengths = [row["mean_length"] for row in read_json(tmp_path / "run/evaluations.json", what="evaluations")]
+    lengths = [row["mean_length"] for row in json.loads((tmp_path / "run/evaluations.json").read_text())["evaluations"]]
     assert max(lengths) > 10
 
 
