@@ -141,9 +141,16 @@ class Normalizer(nn.Module):
         Raises:
             RefusedError: the key is unknown, or the normaliser was never fitted.
         """
+        return self._fitted(key)[0].clone()
+
+    def scale(self, key: str) -> Tensor:
+        """Return the normalised units per raw unit (d,) of stream ``key``; the errors are those of :meth:`centre`."""
+        return self._fitted(key)[1].clone()
+
+    def _fitted(self, key: str) -> tuple[Tensor, Tensor]:
         if key not in self.modes:
             raise RefusedError(f"The normaliser has no numbers for {key!r}. {nearest(key, self.modes)}")
-        return self.invert(key, torch.zeros_like(self.get_buffer(_buffer(key, "centre"))))
+        return self._numbers(key, self.get_buffer(_buffer(key, "centre")))
 
     def _numbers(self, key: str, x: Tensor) -> tuple[Tensor, Tensor]:
         if key not in self.modes:

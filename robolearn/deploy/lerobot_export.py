@@ -116,8 +116,7 @@ def _statistics(policy: Any) -> dict[str, dict[str, Tensor]]:
     made = {}
     for key in (*STREAMS, ACTION):
         centre = policy.normalizer.centre(key).cpu()
-        # Half the range: what one normalised unit is in raw ones.
-        half = policy.normalizer.invert(key, torch.ones_like(centre, device=policy.device)).cpu() - centre
+        half = 1 / policy.normalizer.scale(key).cpu()
         made[key] = {"min": centre - half, "max": centre + half, "mean": centre, "std": half}
     return made
 

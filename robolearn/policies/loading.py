@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from robolearn.core.protocols import Policy
 from robolearn.core.run import read_json, write_json
 from robolearn.core.types import Spaces, require_compatible
 from robolearn.data.normalizer import Normalizer
+from robolearn.deploy.decision import DecisionConfig, DecisionFunction
 from robolearn.policies import config_class, foreign_card, make_policy
 from robolearn.policies.one_task import one_task
 from robolearn.train.checkpoint import CONFIG_FILE, EMA_FILE, MODEL_FILE, load_weights, require_same_tensors, to_cpu
@@ -78,6 +79,29 @@ def load_policy(
         load_weights(policy, folder / WEIGHT_FILES["raw" if "foreign" in card else weights])
         policy.to(device).eval().requires_grad_(False)
     return one_task(policy, task) if tasks and task else policy
+
+
+def load_decision(
+    folder: Path, config: DecisionConfig | None = None, device: str = "cpu", *, spaces: Spaces | None = None, task: str = ""
+) -> Policy:
+    """Return the fast decision function of the generative policy that ``folder`` holds.
+
+    Args:
+        folder: see :func:`load_policy`.
+        config: batch, precision, compilation; one row in fp32 by default.
+        device: where it decides, for good.
+        spaces: what the robot or environment offers; compared with the policy's where given.
+        task: what a policy of several tasks shall do.
+
+    Raises:
+        RefusedError: see :func:`load_policy` and :class:`robolearn.deploy.decision.DecisionFunction`.
+    """
+    policy: Any = load_policy(folder, device, spaces=spaces, task=task)
+    if tasks_of(policy.spaces):
+        raise RefusedError(f"{folder} was trained for the tasks {list(tasks_of(policy.spaces))}; say which one it shall do.")
+    joint = getattr(policy, "joint", policy)
+    decision = DecisionFunction(joint, config or DecisionConfig())
+    return one_task(decision, task) if joint is not policy else decision
 
 
 def read_card(folder: Path, spaces: Spaces | None = None) -> dict[str, object]:
