@@ -229,20 +229,23 @@ class Resampler:
         """Return the age of each stream's newest sample; infinite where there is none."""
         return {n: (at_ns - s[-1][0]) / 1e9 if s else float("inf") for n, s in self._samples.items()}
 
-    def take(self) -> Frame | None:
+    def take(self, *, newest: bool = False) -> Frame | None:
         """Return the frame at the newest step of the clock that is complete, once; None while there is none.
 
-        Streams come in any order: a step whose last sample arrives after the clock's next one still gives its frame.
+        Samples come in any order: a step whose last one arrives after the clock's next still gives its frame. Whoever decides
+        now asks for the ``newest``: a step that is followed by any sample of the next is left out.
 
         Raises:
             StreamsNotReadyError: see :meth:`frame`.
         """
         for stamp, _ in reversed(self._samples[self._contract.clock]):
-            if stamp <= self._taken_ns:
+            if stamp <= self._taken_ns or (newest and any((self.newest_ns(name) or 0) > stamp for name in self._exact)):
                 return None
             if all(self._has(name, stamp) for name in self._exact):
                 self._taken_ns = stamp
                 return self.frame(stamp)
+            if newest:
+                return None
         return None
 
     def _has(self, stream: str, stamp_ns: int) -> bool:

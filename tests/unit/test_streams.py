@@ -67,13 +67,39 @@ def test_a_step_is_not_lost_when_the_clock_overtakes_its_last_sample() -> None:
     assert resampler.take() is None
     push(resampler, "eef", 150, position=[1, 2, 4], rot6d=np.zeros(6))
     frame = resampler.take()
-    assert frame is not None and frame.at_ns == 150 * MS
+    assert frame is not None
+    assert frame.at_ns == 150 * MS
     assert frame.observation["observation.state"][2] == 4
     push(resampler, "cube", 200, position=[2, 2, 5], rot6d=np.zeros(6))
     push(resampler, "eef", 200, position=[1, 2, 5], rot6d=np.zeros(6))
     frame = resampler.take()
-    assert frame is not None and frame.at_ns == 200 * MS
+    assert frame is not None
+    assert frame.at_ns == 200 * MS
     assert resampler.take() is None
+
+
+def test_whoever_decides_now_is_given_the_newest_step_or_nothing() -> None:
+    resampler = Resampler(CONTRACT, SPACES)
+    fill(resampler, 100)
+    push(resampler, "eef", 150, position=[1, 2, 4], rot6d=np.zeros(6))
+    assert resampler.take(newest=True) is None  # 150 ms is under way
+    push(resampler, "joints", 150, position=[0.5, 0.04])
+    assert resampler.take(newest=True) is None  # the cube's is still missing
+    push(resampler, "cube", 150, position=[2, 2, 5], rot6d=np.zeros(6))
+    frame = resampler.take(newest=True)
+    assert frame is not None
+    assert frame.at_ns == 150 * MS
+    assert resampler.take(newest=True) is None
+
+
+def test_a_step_that_is_sent_again_is_taken_when_it_is_asked_for() -> None:
+    # In lockstep the simulator repeats its state, with the same stamp, until somebody has decided on it.
+    resampler = Resampler(CONTRACT, SPACES)
+    fill(resampler, 100)
+    fill(resampler, 100)
+    frame = resampler.take(newest=True)
+    assert frame is not None
+    assert frame.at_ns == 100 * MS
 
 
 def test_old_and_missing_streams_are_named() -> None:

@@ -6,7 +6,6 @@ import json
 import sys
 import threading
 import time
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -133,7 +132,7 @@ class PolicyNode(SafeLifecycleNode):
             if not self._acting:
                 return
             try:
-                frame = self._resampler.take()
+                frame = self._resampler.take(newest=True)
             except StreamsNotReadyError as error:
                 self._counts["frames_refused"] += 1
                 self._last_refusal = str(error)
@@ -195,8 +194,6 @@ class PolicyNode(SafeLifecycleNode):
     def _set_acting(self, acting: bool) -> None:
         with self._wake:
             self._acting, self._pending = acting, []
-            with suppress(StreamsNotReadyError):
-                self._resampler.take()  # what was complete before is not decided on
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._acting:
