@@ -131,6 +131,9 @@ class Client:
     def call(self, service: str, kind: type, request: Any, timeout_s: float = 150.0) -> Any:
         if service not in self._clients:
             self._clients[service] = self.node.create_client(kind, service)
+            assert self._clients[service].wait_for_service(timeout_sec=timeout_s), f"no service {service}"
+            # The server discovers this client's reader for itself: a reply sent 0.1 s before it has is lost (rmw_fastrtps).
+            time.sleep(0.25)
         client = self._clients[service]
         assert client.wait_for_service(timeout_sec=timeout_s), f"no service {service}"
         done = threading.Event()
