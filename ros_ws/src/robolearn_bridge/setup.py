@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 PACKAGE = "robolearn_bridge"
 NODES = (
     "gate_node",
+    "low_state_node",
     "policy_node",
     "recorder_node",
     "sim_robot_node",

@@ -16,10 +16,12 @@ from robolearn.core.errors import RefusedError, nearest
 from robolearn.core.robot import RobotSpec
 from robolearn.core.types import Array
 from robolearn.deploy.gate_config import Command
+from robolearn_bridge.arm_sdk import ArmSdk, vendor_types
 from robolearn_bridge.messages import time_message
 
-INTERFACES = ("rates", "joints", "twist", "trajectory", "position", "velocity")
-"""What the gate can speak: a simulated task's own rates or joint positions, MoveIt Servo's twists, and ros2_control's three."""
+INTERFACES = ("rates", "joints", "twist", "trajectory", "position", "velocity", "arm_sdk")
+"""What the gate can speak: a simulated task's own rates or joint positions, MoveIt Servo's twists, ros2_control's three, and
+Unitree's blended arms."""
 
 
 _CATCH_UP = 2.0
@@ -33,7 +35,9 @@ class Output:
     topic: str
     message_type: type
     make: Callable[[Command, int], Any]
-    """(command, stamp in nanoseconds) -> message."""
+    """(command, stamp in nanoseconds) -> message, or None where nothing may be sent yet."""
+    hears: tuple[tuple[type, str, Callable[[Any], None]], ...] = ()
+    """(type, topic, what is called) of messages without which no command can be made."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,15 @@ def joint_outputs(spec: RobotSpec, interface: str) -> list[Output]:
     """Return the outputs of a robot that takes joint commands: the arm's, and one per gripper that has a topic.
 
     Raises:
-        RefusedError: the robot's driver does not take ``interface``.
+        RefusedError: the robot's driver does not take ``interface``, or its messages are not installed.
     """
     if interface not in spec.command_interfaces:
         raise RefusedError(f"Robot {spec.name!r} takes no {interface!r}. {nearest(interface, spec.command_interfaces)}")
     topic = spec.topic("command", interface).name
+    if interface == "arm_sdk":
+        command_type, state_type = vendor_types()
+        arms = ArmSdk(spec, command_type)
+        return [Output(topic, command_type, arms.make, ((state_type, spec.topic("low_state").name, arms.on_state),))]
     makers = {"trajectory": _trajectory, "position": _positions, "velocity": _velocities}
     if interface not in makers:
         raise RefusedError(f"Interface {interface!r} is not spoken by the gate. {nearest(interface, makers)}")

@@ -84,6 +84,8 @@ class GateNode(SafeLifecycleNode):
             self.create_subscription(JointTrajectory, "teleop/chunk", self.guarded(self._on_chunk, "teleop/chunk"), COMMAND_QOS),
             self.create_subscription(Bool, "e_stop", self.guarded(self._on_estop, "e_stop"), COMMAND_QOS),
         ]
+        hears = [heard for output in outputs for heard in output.hears]
+        self._heard += [self.create_subscription(kind, t, self.guarded(call, t), SENSOR_QOS) for kind, t, call in hears]
         self._offered = [
             self.create_service(SetBool, "~/arm", self.guarded(self._on_arm, "arm")),
             self.create_service(Trigger, "~/reset", self.guarded(self._on_reset, "reset")),
@@ -320,7 +322,9 @@ class GateNode(SafeLifecycleNode):
             at = time.time_ns() if stamp is None else stamp
             if command.send:
                 for output, publisher in self._outputs:
-                    publisher.publish(output.make(command, at))
+                    message = output.make(command, at)
+                    if message is not None:
+                        publisher.publish(message)
             (self._sent if command.send else self._preview).publish(self._echo.make(command, at))
         self._show(command)
 
