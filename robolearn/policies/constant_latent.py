@@ -12,7 +12,7 @@ from torch import Tensor
 from robolearn.core.config import variant
 from robolearn.core.protocols import RandomSource
 from robolearn.core.seeding import standard_normal
-from robolearn.core.types import ActionChunk, Observation, Spaces
+from robolearn.core.types import ActionChunk, Array, Observation, Spaces
 from robolearn.data.normalizer import Normalizer
 from robolearn.policies import config_class
 from robolearn.policies.refined import RefinedPolicy, require_latent
@@ -42,6 +42,8 @@ class Policy(RefinedPolicy):
         require_latent(self.base, config.base.name)
         self.register_buffer("latent", torch.zeros(self.base.latent_shape))
         self.register_buffer("found", torch.tensor(False))
+        if hasattr(self.base, "continue_latent"):
+            self.continue_chunk = self._continue_chunk
 
     def predict_tensor(self, observation: Mapping[str, Tensor], rng: torch.Generator) -> Tensor:
         """Return a chunk (b, h, a) for tensors on the policy's device, where ``rng`` must be too."""
@@ -52,7 +54,15 @@ class Policy(RefinedPolicy):
 
     def predict(self, observation: Observation, rng: RandomSource) -> ActionChunk:
         """See :meth:`robolearn.core.protocols.Policy.predict`; draws nothing once the latent is found."""
-        rows = len(next(iter(observation.values()), ()))
-        shape = (rows, *self.latent.shape)
-        noise = self.latent.expand(shape).cpu().numpy() if bool(self.found) else standard_normal(rng, shape)
-        return self.base.decode(observation, noise)
+        return self.base.decode(observation, self._noise(observation, rng))
+
+    def _continue_chunk(
+        self, observation: Observation, rng: RandomSource, committed: Array, *, delay: int, method: str
+    ) -> ActionChunk:
+        """See :class:`robolearn.core.protocols.ContinuingPolicy`: the base's, from the constant."""
+        noise = self._noise(observation, rng)
+        return self.base.continue_latent(observation, noise, committed, delay=delay, method=method)
+
+    def _noise(self, observation: Observation, rng: RandomSource) -> Array:
+        shape = (len(next(iter(observation.values()), ())), *self.latent.shape)
+        return self.latent.expand(shape).cpu().numpy() if bool(self.found) else standard_normal(rng, shape)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robolearn.core.config import variant
 from robolearn.core.errors import RefusedError
-from robolearn.core.protocols import CorrectingPolicy, RandomSource
+from robolearn.core.protocols import ContinuingPolicy, CorrectingPolicy, RandomSource
 from robolearn.core.types import ActionChunk, Array, Observation, Spaces
 from robolearn.data.normalizer import Normalizer
 from robolearn.nets.actors import ActorConfig, make_actor
@@ -51,6 +51,8 @@ class Policy(RefinedPolicy):
             raise RefusedError(f"Policy {config.base.name!r} corrects its actions already; a second residual is refused.")
         self.register_buffer("reach", torch.tensor(1.0))
         self.actor = make_actor(self.encoder, spaces.action_dim, spaces.action_dim, config.actor)
+        if isinstance(self.base, ContinuingPolicy):
+            self.continue_chunk = self._continue_chunk
 
     def residual(self, condition: Tensor, base_action: Tensor, actor: nn.Module | None = None) -> Tensor:
         """Return the residual (b, a), normalised units, within +-residual_scale, for the base's normalised actions (b, a).
@@ -65,6 +67,12 @@ class Policy(RefinedPolicy):
     def predict(self, observation: Observation, rng: RandomSource) -> ActionChunk:
         """Return the base's chunk; :meth:`correct` is applied when each of its actions is due."""
         return self.base.predict(observation, rng)
+
+    def _continue_chunk(
+        self, observation: Observation, rng: RandomSource, committed: Array, *, delay: int, method: str
+    ) -> ActionChunk:
+        """See :class:`ContinuingPolicy`: the base's; what is committed is the base's plan, without corrections."""
+        return self.base.continue_chunk(observation, rng, committed, delay=delay, method=method)
 
     def correct(self, observation: Observation, action: Array, rng: RandomSource) -> Array:
         """See :meth:`robolearn.core.protocols.CorrectingPolicy.correct`; draws nothing."""

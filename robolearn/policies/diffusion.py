@@ -13,6 +13,7 @@ from robolearn.core.types import ACTION, ENVIRONMENT_STATE, STATE, Spaces
 from robolearn.data.normalizer import Normalizer
 from robolearn.diffusion import sampling, schedules
 from robolearn.diffusion.edm import ddpm_sigmas
+from robolearn.diffusion.known_actions import clipped, flagged, with_known
 from robolearn.diffusion.samplers import Denoise
 from robolearn.nets.denoisers import DenoiserConfig, make_denoiser
 from robolearn.nets.images import ImageConfig
@@ -92,19 +93,17 @@ class Policy(GenerativePolicy):
         noise = torch.randn(clean.shape, generator=rng, device=clean.device)
         alpha_bar = self.alpha_bars[level]
         noisy = schedules.add_noise(clean, noise, alpha_bar)
-        if known is not None:
-            noisy = torch.where(known[..., None], clean, noisy)
-        output = self.denoiser(self._flagged(noisy, known), level, condition)
+        output = self.denoiser(self._read(with_known(noisy, clean, known), known), level, condition)
         target = schedules.training_target(self.config.prediction, clean=clean, noise=noise, alpha_bar=alpha_bar)
         return nn.functional.mse_loss(output.float(), target, reduction="none"), {}
 
     def denoised(self, noisy: Tensor, index: Tensor, condition: Tensor, known: Tensor | None = None) -> Tensor:
         """See :meth:`GenerativePolicy.denoised`."""
-        scaled = self._scaled(noisy, self.alpha_bars[self.levels[index]].sqrt()[:, None, None], known)
-        output = self.denoiser(self._flagged(scaled, known), self.levels[index], condition)
+        scaled = with_known(self.alpha_bars[self.levels[index]].sqrt()[:, None, None] * noisy, noisy, known)
+        output = self.denoiser(self._read(scaled, known), self.levels[index], condition)
         rows = [(step.denoised_from_noisy, step.denoised_from_output) for step in self.steps]
         table = torch.tensor(rows, dtype=torch.float32, device=noisy.device)[index]
-        return self._clipped(table[:, :1, None] * scaled + table[:, 1:, None] * output.float())
+        return clipped(table[:, :1, None] * scaled + table[:, 1:, None] * output.float(), self.config.clip)
 
     def fast_denoiser(self, condition: Tensor, known: Tensor | None = None) -> Denoise:
         """See :meth:`GenerativePolicy.fast_denoiser`."""
@@ -113,9 +112,10 @@ class Policy(GenerativePolicy):
         signal = [float(1.0 / (1.0 + sigma**2) ** 0.5) for sigma in self.sigmas]
 
         def denoise(noisy: Tensor, index: int) -> Tensor:
-            scaled, step = self._scaled(noisy, signal[index], known), self.steps[index]
-            output = self.denoiser.denoise(self._flagged(scaled, known), levels[index : index + 1], embedded)
-            return self._clipped(step.denoised_from_noisy * scaled + step.denoised_from_output * output.to(noisy.dtype))
+            scaled, step = with_known(signal[index] * noisy, noisy, known), self.steps[index]
+            output = self.denoiser.denoise(self._read(scaled, known), levels[index : index + 1], embedded)
+            estimate = step.denoised_from_noisy * scaled + step.denoised_from_output * output.to(noisy.dtype)
+            return clipped(estimate, self.config.clip)
 
         return denoise
 
@@ -127,20 +127,11 @@ class Policy(GenerativePolicy):
         embedded = self.denoiser.embed_condition(condition)
 
         def denoise(noisy: Tensor, index: int) -> Tensor:
-            return self.denoiser.denoise(self._flagged(noisy, None), levels[index : index + 1], embedded)
+            return self.denoiser.denoise(self._read(noisy, None), levels[index : index + 1], embedded)
 
         normalized = sampling.sample(denoise, self.steps, latent_noise, clip=self.config.clip or None)
         return self.normalizer.invert(ACTION, normalized)
 
-    def _scaled(self, noisy: Tensor, signal: Tensor | float, known: Tensor | None) -> Tensor:
-        """Return what DDPM's network sees of ``noisy``; known actions are clean and stay."""
-        return signal * noisy if known is None else torch.where(known[..., None], noisy, signal * noisy)
-
-    def _flagged(self, noisy: Tensor, known: Tensor | None) -> Tensor:
-        if not self.config.max_delay:
-            return noisy
-        flag = torch.zeros_like(noisy[..., :1]) if known is None else known[..., None].to(noisy.dtype)
-        return torch.cat((noisy, flag), dim=-1)
-
-    def _clipped(self, denoised: Tensor) -> Tensor:
-        return denoised.clamp(-self.config.clip, self.config.clip) if self.config.clip else denoised
+    def _read(self, scaled: Tensor, known: Tensor | None) -> Tensor:
+        """Return what the network reads; one that was trained with known actions is told which they are."""
+        return flagged(scaled, known) if self.config.max_delay else scaled

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robolearn.core.errors import RefusedError
 from robolearn.diffusion import edm
+from robolearn.diffusion.known_actions import clipped, with_known
 from robolearn.diffusion.samplers import Denoise
 from robolearn.nets.encoders import ObservationEncoder
 from robolearn.nets.moe import balance_loss, z_loss
@@ -107,10 +108,8 @@ class EdmTransformer(nn.Module):
         c = edm.scales(sigma, config.sigma_data)
         features = self.net.embed_levels(c.noise)
         routes = self.net.routes(features, rng if self.training else None)
-        output = self.net(
-            self._scaled(noisy, c.input[:, None, None], clean, known), features, condition, routes=routes, hide_goal=hidden,
-            known=known,
-        )  # fmt: skip
+        scaled = with_known(c.input[:, None, None] * noisy, clean / config.sigma_data, known)
+        output = self.net(scaled, features, condition, routes=routes, hide_goal=hidden, known=known)
         target = (clean - c.skip[:, None, None] * noisy) / c.out[:, None, None]
         moe = self.net.config.moe
         extra = {}
@@ -127,7 +126,8 @@ class EdmTransformer(nn.Module):
         c = edm.scales(self.table[index], self.config.sigma_data)
         features = self.net.embed_levels(c.noise)
         routes = self.net.routes(features)
-        scaled = self._scaled(noisy, c.input[:, None, None], noisy, known)
+        # The network sees noisy actions at unit size, known ones as at noise level 0.
+        scaled = with_known(c.input[:, None, None] * noisy, noisy / self.config.sigma_data, known)
 
         def output(hide: bool) -> Tensor:
             hidden = torch.full((len(noisy),), hide, device=noisy.device)
@@ -135,9 +135,9 @@ class EdmTransformer(nn.Module):
             return c.skip[:, None, None] * noisy + c.out[:, None, None] * f
 
         if not self._guides:
-            return self._clipped(output(False))
+            return clipped(output(False), self.config.clip)
         without = output(True)
-        return self._clipped(without + self.goal.guidance * (output(False) - without))
+        return clipped(without + self.goal.guidance * (output(False) - without), self.config.clip)
 
     def fast_denoiser(self, condition: Tensor, known: Tensor | None = None) -> Denoise:
         """See :meth:`GenerativePolicy.fast_denoiser`: fused experts, and the prefix of all noise levels computed here."""
@@ -152,13 +152,13 @@ class EdmTransformer(nn.Module):
         skips, outs, inputs = c.skip.tolist(), c.out.tolist(), c.input.tolist()
 
         def denoise(noisy: Tensor, index: int) -> Tensor:
-            scaled, flags = self._scaled(noisy, inputs[index], noisy, known), known
+            scaled, flags = with_known(inputs[index] * noisy, noisy / self.config.sigma_data, known), known
             if self._guides:
                 scaled, flags = scaled.repeat(2, 1, 1), None if known is None else known.repeat(2, 1)
             output = self.net.denoise(scaled, index, prefix, levels, known=flags).to(noisy.dtype)
             if self._guides:
                 output = output[rows:] + self.goal.guidance * (output[:rows] - output[rows:])
-            return self._clipped(skips[index] * noisy + outs[index] * output)
+            return clipped(skips[index] * noisy + outs[index] * output, self.config.clip)
 
         return denoise
 
@@ -194,13 +194,6 @@ class EdmTransformer(nn.Module):
     @property
     def _guides(self) -> bool:
         return bool(self.goal.key) and self.goal.guidance != 1.0
-
-    def _scaled(self, noisy: Tensor, scale: Tensor | float, clean: Tensor, known: Tensor | None) -> Tensor:
-        """Return what the network sees: noisy actions at unit size, known ones as at noise level 0."""
-        return scale * noisy if known is None else torch.where(known[..., None], clean / self.config.sigma_data, scale * noisy)
-
-    def _clipped(self, denoised: Tensor) -> Tensor:
-        return denoised.clamp(-self.config.clip, self.config.clip) if self.config.clip else denoised
 
 
 def _tokens(encoder: ObservationEncoder, goal_key: str) -> list[tuple[str, list[int]]]:

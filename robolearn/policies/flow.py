@@ -12,6 +12,7 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.types import ENVIRONMENT_STATE, STATE, Spaces
 from robolearn.data.normalizer import Normalizer
 from robolearn.diffusion.edm import flow_sigmas
+from robolearn.diffusion.known_actions import clipped, flagged, with_known
 from robolearn.diffusion.samplers import Denoise
 from robolearn.nets.denoisers import DenoiserConfig, make_denoiser
 from robolearn.nets.images import ImageConfig
@@ -74,17 +75,15 @@ class Policy(GenerativePolicy):
         time = 1.0 - uniform**self.config.time_power
         noise = torch.randn(clean.shape, generator=rng, device=clean.device)
         noisy = torch.lerp(noise, clean, time[:, None, None])
-        if known is not None:
-            noisy = torch.where(known[..., None], clean, noisy)
-        velocity = self.denoiser(self._flagged(noisy, known), TIME_SCALE * time, condition)
+        velocity = self.denoiser(self._read(with_known(noisy, clean, known), known), TIME_SCALE * time, condition)
         return (velocity.float() - (clean - noise)).square(), {}
 
     def denoised(self, noisy: Tensor, index: Tensor, condition: Tensor, known: Tensor | None = None) -> Tensor:
         """See :meth:`GenerativePolicy.denoised`: ``clean = x + (1 - t) velocity`` with ``x = t noisy``."""
         time = self.times[index][:, None, None]
-        x = self._scaled(noisy, time, known)
-        velocity = self.denoiser(self._flagged(x, known), TIME_SCALE * self.times[index], condition)
-        return self._clipped(x + (1.0 - time) * velocity.float())
+        x = with_known(time * noisy, noisy, known)
+        velocity = self.denoiser(self._read(x, known), TIME_SCALE * self.times[index], condition)
+        return clipped(x + (1.0 - time) * velocity.float(), self.config.clip)
 
     def fast_denoiser(self, condition: Tensor, known: Tensor | None = None) -> Denoise:
         """See :meth:`GenerativePolicy.fast_denoiser`."""
@@ -93,21 +92,12 @@ class Policy(GenerativePolicy):
         times = [1.0 / (1.0 + sigma) for sigma in self.sigmas]
 
         def denoise(noisy: Tensor, index: int) -> Tensor:
-            x = self._scaled(noisy, times[index], known)
-            velocity = self.denoiser.denoise(self._flagged(x, known), levels[index : index + 1], embedded).to(noisy.dtype)
-            return self._clipped(x + (1.0 - times[index]) * velocity)
+            x = with_known(times[index] * noisy, noisy, known)
+            velocity = self.denoiser.denoise(self._read(x, known), levels[index : index + 1], embedded).to(noisy.dtype)
+            return clipped(x + (1.0 - times[index]) * velocity, self.config.clip)
 
         return denoise
 
-    def _scaled(self, noisy: Tensor, time: Tensor | float, known: Tensor | None) -> Tensor:
-        """Return what the network sees of ``noisy``; known actions are clean and stay."""
-        return time * noisy if known is None else torch.where(known[..., None], noisy, time * noisy)
-
-    def _flagged(self, noisy: Tensor, known: Tensor | None) -> Tensor:
-        if not self.config.max_delay:
-            return noisy
-        flag = torch.zeros_like(noisy[..., :1]) if known is None else known[..., None].to(noisy.dtype)
-        return torch.cat((noisy, flag), dim=-1)
-
-    def _clipped(self, denoised: Tensor) -> Tensor:
-        return denoised.clamp(-self.config.clip, self.config.clip) if self.config.clip else denoised
+    def _read(self, x: Tensor, known: Tensor | None) -> Tensor:
+        """Return what the network reads; one that was trained with known actions is told which they are."""
+        return flagged(x, known) if self.config.max_delay else x

@@ -224,14 +224,27 @@ class GenerativePolicy(nn.Module, ABC):
         self, observation: Observation, rng: RandomSource, committed: Array, *, delay: int, method: str
     ) -> ActionChunk:
         """See :meth:`robolearn.core.protocols.ContinuingPolicy.continue_chunk`."""
+        rows = len(next(iter(observation.values()), ()))
+        noise = standard_normal(rng, (rows, *self.latent_shape))
+        return self.continue_latent(observation, noise, committed, delay=delay, method=method)
+
+    def continue_latent(
+        self, observation: Observation, latent_noise: Array, committed: Array, *, delay: int, method: str
+    ) -> ActionChunk:
+        """Return :meth:`continue_chunk`'s chunk for the noise (b, *latent_shape), which it would draw.
+
+        Raises:
+            RefusedError: see there.
+        """
         tensors = self.encoder.read(observation, self.device)
+        check_latent(latent_noise, observation, self.latent_shape)
         rows, (horizon, action_dim) = len(next(iter(tensors.values()))), self.latent_shape[1:]
         if committed.ndim != 3 or committed.shape[::2] != (rows, action_dim) or not 1 <= committed.shape[1] <= horizon:
             raise RefusedError(f"committed must have shape ({rows}, 1 to {horizon}, {action_dim}), got {committed.shape}.")
         planned = committed.shape[1]
         weights = torch.from_numpy(soft_weights(delay, planned, horizon))
         padded = np.concatenate((committed, committed[:, -1:].repeat(horizon - planned, axis=1)), axis=1)
-        noise = torch.as_tensor(standard_normal(rng, (rows, *self.latent_shape)), device=self.device)
+        noise = torch.as_tensor(latent_noise, dtype=torch.float32, device=self.device)
         with torch.no_grad():
             plan = self.normalizer.apply(ACTION, torch.as_tensor(padded, dtype=torch.float32, device=self.device))
             condition = self.condition(tensors)

@@ -67,6 +67,8 @@ class Policy(RefinedPolicy):
             self.actor = TanhGaussian(make_actor(self.encoder, 0, 2 * self.latent_dim, config.actor), config.bound)
         self.register_buffer("steered", torch.tensor(False))
         self.register_buffer("reach", torch.tensor(1.0))
+        if hasattr(self.base, "continue_latent"):
+            self.continue_chunk = self._continue_chunk
 
     def shift(self, condition: Tensor, actor: nn.Module | None = None) -> Tensor:
         """Return the anchored form's shift, (b, latent_dim), within +-bound: ``reach bound tanh(net(condition))``.
@@ -107,3 +109,14 @@ class Policy(RefinedPolicy):
         """See :meth:`robolearn.core.protocols.Policy.predict`."""
         rows = len(next(iter(observation.values()), ()))
         return self.decode(observation, standard_normal(rng, (rows, *self.latent_shape)))
+
+    def _continue_chunk(
+        self, observation: Observation, rng: RandomSource, committed: Array, *, delay: int, method: str
+    ) -> ActionChunk:
+        """See :class:`robolearn.core.protocols.ContinuingPolicy`: the base's, from the latent noise that is chosen."""
+        rows = len(next(iter(observation.values()), ()))
+        drawn = standard_normal(rng, (rows, *self.latent_shape))
+        with torch.inference_mode():
+            condition = self.condition(self.encoder.read(observation, self.device))
+            latent = self.latent(condition, torch.as_tensor(drawn, device=self.device)).cpu().numpy()
+        return self.base.continue_latent(observation, latent, committed, delay=delay, method=method)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from robolearn.core.config import variant
 from robolearn.core.errors import RefusedError
-from robolearn.core.protocols import RandomSource
-from robolearn.core.types import ActionChunk, Observation, Spaces
+from robolearn.core.protocols import ContinuingPolicy, RandomSource
+from robolearn.core.types import ActionChunk, Array, Observation, Spaces
 from robolearn.data.normalizer import Normalizer
 from robolearn.policies import config_class, make_policy
 from robolearn.policies.refined import RefinedPolicy
@@ -45,6 +45,8 @@ class Policy(RefinedPolicy):
         tuned: Any = make_policy(config.base.name, config.base.config, spaces, copy.deepcopy(normalizer))
         self.tuned = tuned.requires_grad_(False)
         self.register_buffer("acting", torch.tensor(False))
+        if isinstance(self.base, ContinuingPolicy):
+            self.continue_chunk = self._continue_chunk
 
     @property
     def _active(self) -> Any:
@@ -57,3 +59,9 @@ class Policy(RefinedPolicy):
     def predict(self, observation: Observation, rng: RandomSource) -> ActionChunk:
         """See :meth:`robolearn.core.protocols.Policy.predict`."""
         return self._active.predict(observation, rng)
+
+    def _continue_chunk(
+        self, observation: Observation, rng: RandomSource, committed: Array, *, delay: int, method: str
+    ) -> ActionChunk:
+        """See :class:`ContinuingPolicy`: that of the copy or, while it does not act, of the original."""
+        return self._active.continue_chunk(observation, rng, committed, delay=delay, method=method)

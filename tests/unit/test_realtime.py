@@ -1,13 +1,16 @@
 """Real-time chunking: what the executor keeps of a running plan, and chunks that continue it."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from robolearn.core.config import Named
 from robolearn.core.continuation import soft_weights
 from robolearn.core.errors import RefusedError
+from robolearn.core.observation import flat_streams
 from robolearn.core.protocols import ContinuingPolicy
 from robolearn.core.types import ACTION, STATE, ActionChunk, FeatureSpec, Spaces
 from robolearn.data.normalizer import Normalizer
@@ -16,6 +19,8 @@ from robolearn.diffusion import edm, samplers
 from robolearn.diffusion.guidance import guided
 from robolearn.evaluate.result import RolloutConfig
 from robolearn.evaluate.rollout import evaluate
+from robolearn.nets.denoisers import DenoiserConfig
+from robolearn.nets.mlp import MlpConfig
 from robolearn.policies import config_class, make_policy
 
 SPACES = Spaces("r", {STATE: FeatureSpec((1,))}, FeatureSpec((2,), names=("x", "gripper")), (-2.0,) * 2, (2.0,) * 2, 10.0)
@@ -210,3 +215,48 @@ def test_the_evaluator_refuses_delays_that_leave_nothing_to_execute():
     assert [e.mean_seam for e in result.episodes] == [0.0] * 4
     with pytest.raises(RefusedError, match=r"delay of up to 3 steps after exec_horizon=2 is longer than the chunk of 4"):
         evaluate(ReachEnv(2), NoisyReacher(), [1], RolloutConfig(ExecutorConfig(2), delay_steps=2, delay_jitter=1))
+
+
+@pytest.mark.parametrize("method", ["guided", "trained"])
+@pytest.mark.parametrize("name", ["corrected", "tuned", "steered", "constant_latent"])
+def test_a_refined_policy_continues_a_chunk_as_its_base_does_until_it_has_learned(name, method):
+    base = Named(
+        "flow",
+        config_class("flow")(max_delay=4, observation_keys=(STATE,), denoiser=DenoiserConfig(mlp=MlpConfig(width=16, blocks=1))),
+    )
+    dims = flat_streams(SPACES)
+    torch.manual_seed(0)
+    refined: Any = make_policy(name, config_class(name)(base=base), SPACES, Normalizer(dims, "identity")).eval()
+    for zero in (p for p in refined.base.parameters() if not p.any()):
+        torch.nn.init.normal_(zero, std=0.3)
+    if name == "tuned":
+        refined.tuned.load_state_dict(refined.base.state_dict())
+    assert isinstance(refined, ContinuingPolicy)
+    rng = np.random.default_rng(1)
+    seen = {k: rng.normal(size=(2, 2, *f.shape)).astype(np.float32) for k, f in SPACES.observation.items()}
+    plan = rng.uniform(-1, 1, (2, 9, SPACES.action_dim)).astype(np.float32)
+
+    def chunk(policy):
+        return policy.continue_chunk(seen, np.random.default_rng(5), plan, delay=3, method=method).actions
+
+    np.testing.assert_array_equal(chunk(refined), chunk(refined.base))
+    if name == "constant_latent":
+        refined.found.fill_(True)
+        refined.latent.fill_(0.5)
+    elif name == "steered":
+        refined.steered.fill_(True)
+        torch.nn.init.normal_(next(p for p in reversed(list(refined.actor.parameters())) if p.ndim == 1), std=1.0)
+    elif name == "tuned":
+        refined.acting.fill_(True)
+        torch.nn.init.normal_(refined.tuned.denoiser.chunk_out[1].bias, std=0.3)
+    else:
+        return  # its corrections come when an action is due, not in the plan
+    assert np.abs(chunk(refined) - chunk(refined.base)).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["selected", "replaced"])
+def test_refined_policies_that_denoise_no_chunk_of_their_own_offer_no_continuation(name):
+    keys = {"observation_keys": (STATE,)}
+    config = config_class(name)(base=Named("flow", config_class("flow")(**keys)))
+    refined = make_policy(name, config, SPACES, Normalizer(flat_streams(SPACES), "identity"))
+    assert not isinstance(refined, ContinuingPolicy)
