@@ -136,15 +136,19 @@ class JointTargets:
         self._wanted = self._configuration.q[self._address].copy()
 
     def _follow(self, wish: Wish) -> None:
-        """Move the joints by as much as the leader's joints of the same names have moved since the clutch closed."""
+        """Move the joints by as much as the leader's of the same names since the clutch closed; others stay."""
         assert wish.joints is not None
-        missing = [joint for joint in self._spec.joints if joint not in wish.joints]
-        if missing:
-            raise RefusedError(f"The leader has no joints {missing}; it has {sorted(wish.joints)}.")
-        leader = np.array([wish.joints[joint] for joint in self._spec.joints])
+        unknown = sorted(set(wish.joints) - set(self._spec.joints))
+        if unknown:
+            raise RefusedError(
+                f"The leader's joints {unknown} are none of {self._spec.name!r}: say which follow which. "
+                f"Allowed: {', '.join(self._spec.joints)}."
+            )
+        leader = np.array([wish.joints.get(joint, np.nan) for joint in self._spec.joints])
         if self._leader_zero is None:
             self._leader_zero = leader - self._sent
-        self._wanted = leader - self._leader_zero
+        moved = leader - self._leader_zero
+        self._wanted = np.where(np.isfinite(moved), moved, self._sent)
 
     def _command(self, wanted: Array) -> Command:
         return Command(wanted.astype(np.float32), self._sent.astype(np.float32))

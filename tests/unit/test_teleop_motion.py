@@ -174,7 +174,11 @@ def test_a_leader_is_followed_relative_to_where_the_clutch_closed():
     moved = follow(0.3)
     np.testing.assert_allclose(moved.action, arm.q + 0.3, atol=1e-6)
     assert moved.sent[0] == pytest.approx(arm.q[0] + 0.02 + 0.25 * 2.175 / 20, abs=1e-6)
-    with pytest.raises(RefusedError, match="leader has no joints"):
-        motion.act(arm.observation(), Wish(0.0, engaged=True, joints={"panda_joint1": 0.0}), 0)
+    motion.act(arm.observation(), None, 0)
+    before = motion.act(arm.observation(), Wish(0.0, engaged=True, joints={"panda_joint2": 0.0}), 0).sent
+    after = motion.act(arm.observation(), Wish(0.0, engaged=True, joints={"panda_joint2": 0.01}), 0).sent
+    np.testing.assert_allclose(after - before, [0, 0.01, 0, 0, 0, 0, 0], atol=1e-6)  # joints without a leader stay
+    with pytest.raises(RefusedError, match=r"joints \['elbow'\] are none of 'panda'"):
+        motion.act(arm.observation(), Wish(0.0, engaged=True, joints={"elbow": 0.0}), 0)
     with pytest.raises(RefusedError, match="no gripper"):
         motion.toggle_gripper(0)

@@ -20,7 +20,8 @@ from robolearn.teleop.replay import EpisodeReader, ReplayCheck, episode_cards
 from robolearn.teleop.session import Session, SessionConfig
 from sim_envs.task import EnvOptions, get_task, make_env
 
-AGE_S = MotionConfig().allowed_age_s(20.0)
+AGE_S = 1.0
+"""Longer than in a real session (test_teleop_motion says what that has), so that a loaded machine does not let go by itself."""
 
 
 class Rig:
@@ -73,7 +74,7 @@ class Rig:
         raise AssertionError("the episode was not stored")
 
 
-def test_motion_is_recorded_and_ends_within_100_ms_of_the_last_word(tmp_path):
+def test_motion_is_recorded_and_ends_when_the_device_falls_silent_or_is_gone(tmp_path):
     with Rig(tmp_path / "s") as rig:
         rig.tick(ask="start")
         for _ in range(4):

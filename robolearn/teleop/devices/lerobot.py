@@ -29,7 +29,7 @@ class LeRobotTeleoperator:
 
         Args:
             teleoperator: of LeRobot.
-            joints: the leader's joint -> the robot's joint that follows it; joints of the same name by default.
+            joints: the leader's joint -> the robot's joint that follows it, "" for none; joints of the same name by default.
 
         Raises:
             RefusedError: it cannot be connected.
@@ -59,7 +59,8 @@ class LeRobotTeleoperator:
         if joints:
             gripper = joints.pop("gripper", None)
             # Leader arms count degrees, and the gripper from 0 (closed) to 100.
-            wanted = {self._joints.get(name, name): math.radians(value) for name, value in joints.items()}
+            named = {self._joints.get(name, name): math.radians(value) for name, value in joints.items()}
+            wanted = {name: value for name, value in named.items() if name}
             closing = None if gripper is None else float(np.clip(1 - gripper / 50, -1, 1))
             return Wish(now, gripper=closing, engaged=True, joints=wanted)
         raise RefusedError(f"LeRobot's {self._teleoperator.name} gives {sorted(action)}; deltas {_DELTAS} or joints are needed.")

@@ -1,0 +1,261 @@
+"""Kill -9 in the middle of a recording session, ours and lerobot 0.6.1's, and how long saving an episode blocks.
+
+    OMP_NUM_THREADS=1 python tests/bench/bench_recording.py [--kills 200] [--lerobot-kills 40] [--saves 200] [--seed 0]
+
+The session: 25 episodes of 40 steps (state 11, action 7) are saved, then one is recorded at 50 Hz until the end. A child process
+runs it and acknowledges every frame and every save on a pipe; it is killed after a random acknowledgement and a random further
+0 to 20 ms. An episode counts as finished when its save had been acknowledged. What a loss of power would take is bounded by the
+age of the oldest frame that was not synced at the kill; a kill of the process alone takes less.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import random
+import signal
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+
+from robolearn.core.types import ACTION, STATE, FeatureSpec, Spaces
+from robolearn.data.header import ACTION_SENT, live_extra
+from robolearn.data.store import EpisodeStore
+from robolearn.teleop.recorder import Recorder, Sample, Stamp
+
+EPISODES, STEPS, LAST_STEPS = 25, 40, 150
+RATE_HZ = 50
+ACK = struct.Struct("<iii")
+"""Episode, frames so far (-1: saved), frames that are synced."""
+TOTAL = EPISODES * (STEPS + 1) + LAST_STEPS
+CAMERA = "observation.images.camera"
+
+
+def spaces(camera: tuple[int, int] | None = None) -> Spaces:
+    observation = {STATE: FeatureSpec((11,))}
+    if camera:
+        observation[CAMERA] = FeatureSpec((*camera, 3), "uint8")
+    return Spaces("panda", observation, FeatureSpec((7,)), (-1.0,) * 7, (1.0,) * 7, float(RATE_HZ))
+
+
+def frame(step: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.full(11, step, np.float32), np.full(7, step / 1000, np.float32)
+
+
+def sample(step: int, picture: np.ndarray | None = None) -> Sample:
+    state, action = frame(step)
+    observation = {STATE: state} | ({CAMERA: picture} if picture is not None else {})
+    return Sample(observation, action, action, True, dict.fromkeys([*observation, ACTION_SENT], Stamp.now()))
+
+
+def pause(episode: int) -> None:
+    time.sleep(1 / RATE_HZ if episode == EPISODES else 0.0005)
+
+
+def our_session(path: Path, acks: int) -> None:
+    store = EpisodeStore.create(path, spaces(), task="bench", fidelity="real", extra=live_extra(spaces()))
+    recorder = Recorder(store)
+    for episode in range(EPISODES + 1):
+        recorder.start(seed=episode)
+        for step in range(LAST_STEPS if episode == EPISODES else STEPS):
+            recorder.add(sample(step))
+            os.write(acks, ACK.pack(episode, step + 1, recorder.durable_frames))
+            pause(episode)
+        if episode < EPISODES:
+            recorder.save(success=True)
+            os.write(acks, ACK.pack(episode, -1, 0))
+    signal.pause()
+
+
+def their_session(path: Path, acks: int) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    features = {key: {"dtype": "float32", "shape": (n,), "names": None} for key, n in ((STATE, 11), (ACTION, 7))}
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        dataset = LeRobotDataset.create("local/bench", fps=RATE_HZ, features=features, root=path, use_videos=False)
+        for episode in range(EPISODES + 1):
+            for step in range(LAST_STEPS if episode == EPISODES else STEPS):
+                state, action = frame(step)
+                dataset.add_frame({STATE: state, ACTION: action, "task": "bench"})
+                os.write(acks, ACK.pack(episode, step + 1, 0))
+                pause(episode)
+            if episode < EPISODES:
+                dataset.save_episode()
+                os.write(acks, ACK.pack(episode, -1, 0))
+    signal.pause()
+
+
+def our_readable(path: Path) -> tuple[int, int]:
+    """Return how many finished episodes are whole after the crash, and the frames of the one that was under way."""
+    with EpisodeStore.open(path, "a") as store:
+        whole, rest = 0, 0
+        for index in range(len(store)):
+            found, facts = store.read(index), store.metadata(index)
+            wanted = np.stack([frame(step)[0] for step in range(len(found))])
+            assert np.array_equal(found.data[STATE], wanted), "recovered frames must be those that were recorded"
+            if facts["success"] and len(found) == STEPS:
+                whole += 1
+            else:
+                rest = len(found)
+    return whole, rest
+
+
+def their_readable(path: Path) -> tuple[int, int]:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            dataset = LeRobotDataset("local/bench", root=path)
+            whole = 0
+            for index in range(dataset.num_episodes):
+                first = int(dataset.meta.episodes[index]["dataset_from_index"])
+                whole += float(dataset[first + STEPS - 1][STATE][0]) == STEPS - 1
+            return whole, 0
+        except Exception:
+            return 0, 0
+
+
+def kill_once(
+    session: Callable[[Path, int], None], readable: Callable[[Path], tuple[int, int]], rng: random.Random
+) -> tuple[int, int, int, int, int]:
+    """Return finished, readable, frames acknowledged and kept of the running episode, and of these those not yet synced."""
+    after, delay_s = rng.randrange(1, TOTAL), rng.uniform(0, 0.02)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "s"
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reader)
+            session(path, writer)
+        os.close(writer)
+        acks = b""
+        while len(acks) < after * ACK.size:
+            acks += os.read(reader, 1 << 16)
+        time.sleep(delay_s)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        while more := os.read(reader, 1 << 16):
+            acks += more
+        os.close(reader)
+        said = list(ACK.iter_unpack(acks[: len(acks) // ACK.size * ACK.size]))
+        finished = sum(frames == -1 for _, frames, _ in said)
+        last = said[-1]
+        running, unsynced = (last[1], last[1] - last[2]) if last[1] > 0 else (0, 0)
+        # Each attempt to read runs in a process of its own too: a reader that crashes is a result, not an accident.
+        whole, kept = in_child(lambda: readable(path))
+    return finished, whole, running, kept, unsynced
+
+
+def in_child(function: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.write(writer, struct.pack("<ii", *function()))
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writer)
+    data = os.read(reader, 8)
+    os.close(reader)
+    os.waitpid(child, 0)
+    return struct.unpack("<ii", data) if len(data) == 8 else (0, 0)
+
+
+def kills(name: str, session: Callable, readable: Callable, count: int, seed: int) -> None:
+    rng, begun = random.Random(seed), time.monotonic()
+    rows = [kill_once(session, readable, rng) for _ in range(count)]
+    finished, whole, running, kept, unsynced = (np.array(column) for column in zip(*rows, strict=True))
+    late = finished == EPISODES
+    lost = np.maximum(running - kept, 0)
+    print(
+        f"| {name} | {count} | {int((whole >= finished).sum())} of {count} | {int(np.minimum(whole, finished).sum())} of "
+        f"{int(finished.sum())} | {int((whole[late] >= EPISODES).sum())} of {int(late.sum())} | {int(lost.max())} frames | "
+        f"{unsynced[late].max(initial=0) / RATE_HZ:.2f} s | {time.monotonic() - begun:.0f} s |",
+        flush=True,
+    )
+
+
+def blocking(count: int, camera: tuple[int, int] | None, steps: int) -> None:
+    """Save episodes at once after each other, while the ones before are still being compressed."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        found = spaces(camera)
+        pictures = [rng.integers(0, 256, (*camera, 3), dtype=np.uint8) for _ in range(4)] if camera else [None]
+        with EpisodeStore.create(Path(folder) / "s", found, task="bench", fidelity="real", extra=live_extra(found)) as store:
+            recorder = Recorder(store)
+            times = []
+            for _ in range(count):
+                recorder.start()
+                for step in range(steps):
+                    recorder.add(sample(step, pictures[step % len(pictures)]))
+                saved = recorder.save(success=True)
+                times.append(recorder.blocking_ms[-1])
+                if recorder.pending > 3:
+                    saved.future.result()
+    what = f"{camera[0]} x {camera[1]} camera" if camera else "state only"
+    p50, p99 = np.percentile(times, (50, 99))
+    print(f"| {what}, {steps} steps | {count} | {p50:.2f} | {p99:.2f} | {max(times):.2f} |", flush=True)
+
+
+def their_blocking(count: int, steps: int) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    features = {key: {"dtype": "float32", "shape": (n,), "names": None} for key, n in ((STATE, 11), (ACTION, 7))}
+    times = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        dataset = LeRobotDataset.create("local/bench", fps=RATE_HZ, features=features, root=Path(folder) / "s", use_videos=False)
+        for _ in range(count):
+            for step in range(steps):
+                state, action = frame(step)
+                dataset.add_frame({STATE: state, ACTION: action, "task": "bench"})
+            begun = time.perf_counter()
+            dataset.save_episode()
+            times.append((time.perf_counter() - begun) * 1e3)
+        dataset.finalize()
+    p50, p99 = np.percentile(times, (50, 99))
+    print(f"| lerobot 0.6.1, state only, {steps} steps | {count} | {p50:.2f} | {p99:.2f} | {max(times):.2f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name, default in (("kills", 200), ("lerobot-kills", 40), ("saves", 200), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    asked = parser.parse_args()
+    if asked.lerobot_kills:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            import lerobot.datasets.lerobot_dataset  # noqa: F401 - once, before the children are forked
+    if asked.kills or asked.lerobot_kills:
+        print(
+            "| recorder | kills | kills that lost no finished episode | finished episodes readable | all 25 readable where 25 "
+            "were finished | most lost of what was acknowledged of the running one | oldest unsynced frame | wall |"
+        )
+        print("|---|---|---|---|---|---|---|---|")
+    if asked.kills:
+        kills("robolearn", our_session, our_readable, asked.kills, asked.seed)
+    if asked.lerobot_kills:
+        kills("lerobot 0.6.1", their_session, their_readable, asked.lerobot_kills, asked.seed)
+    if asked.saves:
+        print("\n| saving an episode blocks [ms] | saves | p50 | p99 | max |\n|---|---|---|---|---|")
+        blocking(asked.saves, None, 200)
+        blocking(asked.saves, (96, 96), 100)
+        blocking(max(asked.saves // 8, 5), (480, 640), 40)
+        if asked.lerobot_kills:
+            their_blocking(min(asked.saves, 40), 200)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
