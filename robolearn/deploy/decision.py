@@ -1,13 +1,14 @@
 """A generative policy as a fast decision function: one batch size, one device, everything that can be done beforehand done.
 
 What is taken out of a decision: checks of shapes are made once per call, all flat streams are normalised in one product, and the
-denoising loop can be compiled (``torch.compile``, any device) and recorded (a CUDA graph over the whole loop, on a GPU). The
-numbers are the policy's own; building compares them and refuses what differs by more than it may.
+denoising loop is traced (no Python between operators), compiled (``torch.compile``) or recorded (a CUDA graph over the whole
+loop, on a GPU). The numbers are the policy's own; building compares them and refuses what differs by more than it may.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -38,14 +39,19 @@ class DecisionConfig:
     """Arithmetic of the network; ``bf16`` is refused where it changes actions by more than ``tolerance``."""
     tolerance: float = 0.05
     """Largest change of an action by ``bf16``, in half ranges of the action."""
-    compile: bool = False
-    """Compile with torch.compile: up to minutes of start for faster decisions."""
+    mode: Literal["eager", "traced", "compiled"] = "traced"
+    """``traced``: the operators are recorded once, in seconds, and run without Python between them; ``compiled``: torch.compile,
+    which takes minutes; ``eager`` runs the policy's own code."""
     cuda_graph: bool = False
-    """Record the whole decision once and replay it; CUDA only."""
+    """Record the whole decision on the GPU and replay it; with ``eager`` or ``compiled``."""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.tolerance <= 0 or self.precision not in ("fp32", "bf16"):
             raise RefusedError(f"A decision function needs batch >= 1, tolerance > 0 and precision fp32 or bf16; got {self}.")
+        if self.mode not in ("eager", "traced", "compiled") or (self.cuda_graph and self.mode == "traced"):
+            raise RefusedError(
+                f"mode={self.mode!r} must be eager, traced or compiled, and a CUDA graph is made of eager or compiled only."
+            )
 
 
 class DecisionFunction:
@@ -72,11 +78,8 @@ class DecisionFunction:
         if config.cuda_graph and self.device.type != "cuda":
             raise RefusedError(f"A CUDA graph needs a policy on a GPU; this one is on {self.device}.")
         self._decode: _Decode = _Decode(policy, config.precision).eval()
-        run: Callable[..., Tensor] = self._decode
-        if config.compile:
-            run = torch.compile(self._decode, fullgraph=True, dynamic=False)
-        self._run = run
         self._inputs = self._buffers()
+        self._run: Callable[..., Tensor] = self._prepared()
         self._output: Tensor | None = None
         self._graph: Any = None
         self._warm_up()
@@ -85,7 +88,7 @@ class DecisionFunction:
         if not self.difference <= allowed:
             raise RefusedError(
                 f"The decision function differs from its policy by {self.difference:.2g} half ranges of the action, more than "
-                f"{allowed:g} ({config.precision}, compile={config.compile}, cuda_graph={config.cuda_graph})."
+                f"{allowed:g} ({config.precision}, mode={config.mode}, cuda_graph={config.cuda_graph})."
             )
 
     def decode(self, observation: Observation, latent_noise: Array) -> ActionChunk:
@@ -153,6 +156,17 @@ class DecisionFunction:
         self._graph.replay()
         return self._output
 
+    def _prepared(self) -> Callable[..., Tensor]:
+        """Return the decision as ``mode`` says."""
+        if self.config.mode == "compiled":
+            return torch.compile(self._decode, fullgraph=True, dynamic=False)
+        if self.config.mode == "eager":
+            return self._decode
+        with warnings.catch_warnings(), torch.no_grad():
+            # Tracing warns of every branch on a shape; shapes are fixed here, and the numbers are compared below.
+            warnings.simplefilter("ignore")
+            return torch.jit.freeze(torch.jit.trace(self._decode, self._inputs, check_trace=False))
+
     def _warm_up(self) -> None:
         """Pay for compilation and caches, and record the graph."""
         with torch.inference_mode():
@@ -210,7 +224,7 @@ class _Decode(nn.Module):
         self.register_buffer("scale", torch.cat(scales) if scales else torch.ones(0), persistent=False)
 
     def forward(self, latent: Tensor, flat: Tensor, *pictures: Tensor) -> Tensor:
-        with torch.autocast(flat.device.type, torch.bfloat16, enabled=self._half):
+        with torch.autocast(flat.device.type, torch.bfloat16, enabled=self._half, cache_enabled=False):
             policy = self.policy
             parts = ((flat - self.centre) * self.scale).split(self._sizes, dim=1)
             shaped = {k: part.unflatten(1, (policy.obs_horizon, -1)) for k, part in zip(self._flat, parts, strict=True)}

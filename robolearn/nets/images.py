@@ -77,7 +77,7 @@ def crop(images: Tensor, fraction: float, rng: torch.Generator | None) -> Tensor
     Returns:
         (b, o, height', width', 3).
     """
-    rows, _, height, width, _ = images.shape
+    rows, (height, width) = len(images), (int(side) for side in images.shape[2:4])  # int: a tracer's shapes are tensors
     cut_height, cut_width = round(height * fraction), round(width * fraction)
     spare = torch.tensor([height - cut_height + 1, width - cut_width + 1], device=images.device)
     if rng is None:

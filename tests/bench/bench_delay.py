@@ -2,6 +2,7 @@
 
     robolearn bench delay <run or checkpoint folder> [episodes] [largest delay in steps]
     robolearn bench delay <run or checkpoint folder> <episodes> <largest delay> methods [exec_horizon] [random]
+    robolearn bench delay draw <picture> <file with the output of the command above> ...
 
 The pipeline is the deployed one (engine, step clock, command gate) on a simulated clock: a decision that takes d control steps
 looks at one frame and reaches the gate d steps later; the frames in between are only looked at. ``aligned`` is what
@@ -135,8 +136,35 @@ def compare_methods(reference: str, episodes: int, largest: int, exec_horizon: i
     env.close()
 
 
+def draw(picture: Path, files: list[Path]) -> None:
+    """Draw success, seam and jerk against the delay, one row of panels per printed table."""
+    from matplotlib.figure import Figure
+
+    columns = {"solved": "success", "seam": "seam, half ranges", "jerk": "jerk"}
+    figure = Figure(figsize=(9, 2.9 * len(files)), layout="constrained")
+    for place, file in enumerate(files):
+        lines = file.read_text().splitlines()
+        table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
+        axes = [figure.add_subplot(len(files), 3, 3 * place + i + 1) for i in range(3)]
+        for method in dict.fromkeys(row[1] for row in table):
+            rows = [row for row in table if row[1] == method]
+            delays = [int(row[0]) for row in rows]
+            solved = [int(row[2].split("/")[0]) / int(row[2].split("/")[1]) for row in rows]
+            values = (solved, [float(row[4]) for row in rows], [float(row[5]) for row in rows])
+            for axis, numbers in zip(axes, values, strict=True):
+                axis.plot(delays, numbers, marker="o", markersize=3, label=method)
+        for axis, label in zip(axes, columns.values(), strict=True):
+            axis.set(xlabel="delay, control steps", ylabel=label, ylim=(0, None))
+        axes[1].set_title(lines[0].partition(": ")[2])
+        axes[0].legend(fontsize=7)
+    figure.savefig(picture, dpi=110)
+
+
 def main(reference: str, episodes: str = "50", largest: str = "6", *more: str) -> None:
-    """Print one row per delay."""
+    """Print one row per delay, or draw what was printed."""
+    if reference == "draw":
+        draw(Path(episodes), [Path(file) for file in (largest, *more)])
+        return
     if more and more[0] == "methods":
         horizon = int(more[1]) if len(more) > 1 else 4
         compare_methods(reference, int(episodes), int(largest), horizon, "random" in more)

@@ -59,10 +59,10 @@ def observation(rows, keys=KEYS, seed=1):
 
 
 @pytest.mark.parametrize("name", ["diffusion", "flow", "moe_diffusion", "beso"])
-@pytest.mark.parametrize("batch", [1, 3])
-def test_it_decides_as_its_policy_does(name, batch):
+@pytest.mark.parametrize(("batch", "mode"), [(1, "traced"), (3, "traced"), (3, "eager")])
+def test_it_decides_as_its_policy_does(name, batch, mode):
     policy = policy_of(name)
-    fast = DecisionFunction(policy, DecisionConfig(batch=batch))
+    fast = DecisionFunction(policy, DecisionConfig(batch=batch, mode=mode))
     assert isinstance(fast, LatentPolicy)
     assert isinstance(fast, ContinuingPolicy)
     for seed in range(3):
@@ -104,9 +104,11 @@ def test_another_batch_or_device_is_refused_by_name():
     with pytest.raises(RefusedError, match="built for cpu; its policy is on meta"):
         fast.predict(observation(2), np.random.default_rng(0))
     with pytest.raises(RefusedError, match="CUDA graph needs a policy on a GPU; this one is on cpu"):
-        DecisionFunction(policy_of("diffusion"), DecisionConfig(cuda_graph=True))
+        DecisionFunction(policy_of("diffusion"), DecisionConfig(mode="eager", cuda_graph=True))
     with pytest.raises(RefusedError, match="batch >= 1"):
         DecisionConfig(batch=0)
+    with pytest.raises(RefusedError, match="a CUDA graph is made of eager or compiled only"):
+        DecisionConfig(cuda_graph=True)
 
 
 def test_bf16_is_refused_where_it_changes_the_actions_too_much():
@@ -152,7 +154,7 @@ def test_threads_are_pinned_to_processors_that_exist(monkeypatch):
 
 @pytest.mark.slow
 def test_compiled_it_decides_as_its_policy_does():
-    fast = DecisionFunction(policy_of("flow", sampler_steps=1), DecisionConfig(compile=True))
+    fast = DecisionFunction(policy_of("flow", sampler_steps=1), DecisionConfig(mode="compiled"))
     assert fast.difference <= 1e-5
 
 
@@ -162,7 +164,7 @@ def test_compiled_it_decides_as_its_policy_does():
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_recorded_decision_is_the_policys_own(name, compiled):
     policy = policy_of(name).to("cuda")
-    fast = DecisionFunction(policy, DecisionConfig(batch=2, compile=compiled, cuda_graph=True))
+    fast = DecisionFunction(policy, DecisionConfig(batch=2, mode="compiled" if compiled else "eager", cuda_graph=True))
     for seed in range(3):
         seen = observation(2, seed=seed)
         wanted = policy.predict(seen, np.random.default_rng(seed)).actions
