@@ -103,6 +103,18 @@ def test_sigterm_in_the_middle_of_a_transition(client: Client, domain: str, tmp_
         end(running, ["asked"], allowed=(0, -signal.SIGALRM) if kind == "policy_node" else (0,))
 
 
+def test_a_burst_of_signals_ends_a_node_like_one(client: Client, domain: str, tmp_path: Path) -> None:
+    """The defect: a second SIGTERM inside the handler of the first waited for its lock, and the node never ended."""
+    process = NodeProcess(gate().package, "gate_node", "pestered", "/robot", gate().parameters)
+    with nodes(tmp_path, process, domain=domain) as running:
+        assert client.transition("pestered", CONFIGURE)
+        pid = running.pid("pestered")
+        for _ in range(2000):
+            os.kill(pid, signal.SIGTERM)  # an unreaped child keeps its number
+            time.sleep(1e-5)  # or else they melt into one
+        end(running, ["pestered"])
+
+
 LAUNCHER = """
 import sys, time
 sys.path[:0] = sys.argv[3:]

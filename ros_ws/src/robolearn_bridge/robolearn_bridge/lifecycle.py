@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 import sys
 import threading
@@ -177,6 +178,8 @@ class _Process:
 
     def __init__(self, make_node: Callable[[], Any]) -> None:
         self.stopping = threading.Event()
+        # A second signal inside Event.set() would wait for the first one's lock for ever; SimpleQueue.put may be entered again.
+        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.exit_code = 0
         # Until the node is made nothing can move, and a signal may end the process even inside a middleware that hangs.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -187,11 +190,14 @@ class _Process:
         self._executor.add_node(self.node)
         self._spinner = threading.Thread(target=self.do, args=(self._spin,), name="executor")
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: self.stopping.set())
+            signal.signal(number, lambda *_: self._asked.put(None))
 
     def wait(self) -> None:
         """Wait for the end, and have the kernel see to it: an alarm that is not handled needs neither Python nor its lock."""
-        self.stopping.wait()
+        self._asked.get()
+        self.stopping.set()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # asked once is enough: the next one must not cut off the end
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(END_WITHIN_S)
 
@@ -218,7 +224,7 @@ class _Process:
                 self.node.get_logger().error(f"ended: {traceback.format_exc()}")
                 self.exit_code = 1
         finally:
-            self.stopping.set()
+            self._asked.put(None)
 
     def __enter__(self) -> _Process:
         self._spinner.start()
