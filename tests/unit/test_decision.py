@@ -152,12 +152,6 @@ def test_threads_are_pinned_to_processors_that_exist(monkeypatch):
         pin_threads([2])
 
 
-@pytest.mark.slow
-def test_compiled_it_decides_as_its_policy_does():
-    fast = DecisionFunction(policy_of("flow", sampler_steps=1), DecisionConfig(mode="compiled"))
-    assert fast.difference <= 1e-5
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["diffusion", "flow", "moe_diffusion", "beso"])
