@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from robolearn.teleop.session import Autopilot, Session, SessionConfig
 from robolearn.train.interrupts import InterruptGuard
 from sim_envs.task import EnvOptions, make_env
 
+_SWITCH_S = 0.001
+"""How long one thread may hold the interpreter while another waits [s]."""
 DEVICES = ("web", "keyboard", "gamepad", "spacemouse", "lerobot:KIND")
 FAVOURITE_VIEWS = ("agentview", "robot0_eye_in_hand")
 
@@ -74,6 +78,8 @@ def teleop(overrides: Sequence[str], devices: Sequence[str], page: ServerConfig 
     """
     config = load(TeleopConfig, overrides=overrides)
     console = Console()
+    # The page's thread must not wait 5 ms for the interpreter while an episode is compressed; nor must the control loop.
+    sys.setswitchinterval(_SWITCH_S)
     with open_session(config, devices, page) as running, InterruptGuard() as guard:
         if running.server is not None:
             console.print(f"Open [bold]{running.server.url}[/bold] in a browser. Ctrl-C ends the session.", soft_wrap=True)
@@ -98,13 +104,14 @@ class RunningSession:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.session.close()
-        self.store.close()
-        if self.server is not None:
-            self.server.stop()
-        self._reader.close()
-        for env in self._envs:
-            env.close()
+        with ExitStack() as closing:  # the last one first, and each whatever happens to the others
+            for env in self._envs:
+                closing.callback(env.close)
+            closing.callback(self._reader.close)
+            if self.server is not None:
+                closing.callback(self.server.stop)
+            closing.callback(self.store.close)
+            closing.callback(self.session.close)
 
 
 def open_session(config: TeleopConfig, devices: Sequence[str], page: ServerConfig | None) -> RunningSession:

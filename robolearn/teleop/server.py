@@ -7,6 +7,7 @@ no name that is pointed at 127.0.0.1 can reach the robot); anywhere else also a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -37,6 +38,8 @@ _FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/c
 }
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _STATUS_HZ = 10.0
+_SHOWN_WITHIN_S = 2.0
+"""A page that has not shown a picture by then is sent another all the same."""
 _LARGEST_MESSAGE = 4096
 """Bytes; a page's longest message is a note."""
 _LONGEST_NOTE = 1000
@@ -210,13 +213,15 @@ class PageServer:
         if self._device.owner is None:
             self._device.owner = client
         self._sockets.add(socket)
+        cameras = self._session.views.cameras
+        seen = [asyncio.Event() for _ in cameras]
         senders = [asyncio.ensure_future(self._send_status(socket, client))]
-        senders += [asyncio.ensure_future(self._send_pictures(socket, i, c)) for i, c in enumerate(self._session.status["views"])]
+        senders += [asyncio.ensure_future(self._send_pictures(socket, i, c, seen[i])) for i, c in enumerate(cameras)]
         try:
             async for message in socket:
                 if message.type is not WSMsgType.TEXT:
                     break
-                await self._receive(socket, client, message.data)
+                await self._receive(socket, client, message.data, seen)
         finally:
             if self._device.owner == client:
                 self._device.let_go()
@@ -226,7 +231,7 @@ class PageServer:
             self._sockets.discard(socket)
         return socket
 
-    async def _receive(self, socket: web.WebSocketResponse, client: int, text: str) -> None:
+    async def _receive(self, socket: web.WebSocketResponse, client: int, text: str, seen: list[asyncio.Event]) -> None:
         try:
             message = json.loads(text)
             if not isinstance(message, dict):
@@ -241,8 +246,12 @@ class PageServer:
                     self._device.owner = client
                 case "ping":
                     await socket.send_json({"kind": "pong", "at": message.get("at")})
+                case "seen" if message.get("view") in range(len(seen)):
+                    seen[int(message["view"])].set()
+                case "look":
+                    self._session.views.look(message.get("view"))
                 case other:
-                    raise RefusedError(f"Messages are wish, ask, control and ping, not {str(other)[:40]!r}.")
+                    raise RefusedError(f"Messages are wish, ask, control, ping and look, not {str(other)[:40]!r}.")
         except (RefusedError, ValueError, RecursionError) as error:
             await socket.send_json({"kind": "refused", "text": str(error)[:400]})
 
@@ -267,15 +276,18 @@ class PageServer:
             await socket.send_str(json.dumps(_finite(status)))
             await asyncio.sleep(1 / _STATUS_HZ)
 
-    async def _send_pictures(self, socket: web.WebSocketResponse, index: int, camera: str) -> None:
-        """Send the newest picture whenever the last one has gone out: a slow line gets fewer, never older ones."""
+    async def _send_pictures(self, socket: web.WebSocketResponse, index: int, camera: str, seen: asyncio.Event) -> None:
+        """Send the newest picture once the page has shown the last: a slow page gets fewer, never older ones."""
         last = 0
         while not socket.closed:
-            found = self._session.watch(camera)
+            found = self._session.views.watch(camera)
             if found is not None and found[0] != last:
                 last = found[0]
                 picture = await self._picture(camera, *found)
+                seen.clear()
                 await socket.send_bytes(bytes([index]) + last.to_bytes(4, "big") + picture)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(seen.wait(), _SHOWN_WITHIN_S)
             await asyncio.sleep(0.02)
 
     async def _picture(self, camera: str, number: int, picture: Array) -> bytes:

@@ -23,6 +23,7 @@ from robolearn.teleop.device import Device, Wish, check_command
 from robolearn.teleop.motion import Command, Motion
 from robolearn.teleop.pace import Pace, Timing
 from robolearn.teleop.recorder import Recorder, Sample, Stamp, State
+from robolearn.teleop.views import LiveViews
 
 _TIMING_EVERY = 10
 """Control steps between two looks at the regularity of all frames of the episode."""
@@ -54,7 +55,7 @@ class SessionConfig:
     view_width: int = 848
     """Columns of it [pixels]."""
     view_rate_hz: float = 12.0
-    """Live pictures per second and camera that somebody looks at."""
+    """Live pictures per second of the camera that is shown large."""
     views: tuple[str, ...] = ()
     """Cameras to show."""
 
@@ -133,9 +134,13 @@ class Session:
         self._seed = self._next_seed = config.first_seed
         self._active = ""
         self._wish_lag_s = 0.0
-        self._drawn_s = 0.0
-        self._pictures: dict[str, tuple[int, Array]] = {}
-        self._watched: dict[str, float] = {}
+        self.views = LiveViews(
+            config.views,
+            (config.view_height, config.view_width),
+            config.view_rate_hz,
+            lambda camera, height, width: env.render(0, camera, height, width),
+        )
+        """What the page shows of the world."""
         self._kept: Timing | None = None
         self._episodes: list[EpisodeCard] = []
         self._episodes_version = 0
@@ -156,11 +161,6 @@ class Session:
             RefusedError: there is no such command.
         """
         self._asked.put((check_command(command), details))
-
-    def watch(self, camera: str) -> tuple[int, Array] | None:
-        """Return the newest picture of a camera and its number, from any thread; pictures are drawn while somebody asks."""
-        self._watched[camera] = time.monotonic()
-        return self._pictures.get(camera)
 
     @property
     def observation(self) -> Observation:
@@ -190,7 +190,7 @@ class Session:
             if bool(step.ended[0]):
                 self._finish_episode(success=bool(step.success[0]))
         self._collect()
-        self._draw()
+        self.views.refresh()
         self._report()
 
     def close(self) -> None:
@@ -336,17 +336,6 @@ class Session:
     def _list_episodes(self) -> None:
         self._episodes = self._cards()
         self._episodes_version += 1
-
-    def _draw(self) -> None:
-        """Draw what somebody looks at, one camera per control step at most."""
-        now = time.monotonic()
-        wanted = [c for c in self._config.views if now - self._watched.get(c, -1e9) < 1]
-        if not wanted or now - self._drawn_s < 1 / (self._config.view_rate_hz * len(wanted)):
-            return
-        camera = min(wanted, key=lambda c: self._pictures[c][0] if c in self._pictures else -1)
-        picture = self._env.render(0, camera, self._config.view_height, self._config.view_width)
-        self._pictures[camera] = (self._pictures[camera][0] + 1 if camera in self._pictures else 1, picture)
-        self._drawn_s = now
 
     def _say(self, level: str, text: str) -> None:
         self._message_count += 1

@@ -38,7 +38,7 @@ async def press_keys(page: Chromium, inputs: int) -> None:
 
 async def take_pictures(page: Chromium, running, picture: Path) -> None:
     """Record a few episodes as a person would and take a picture of the page in the middle of one."""
-    for outcome in ("1", "0", None):
+    for outcome in ("0", None):
         await page.press("Enter")
         await page.until("document.body.dataset.state === 'recording'")
         if outcome == "0":
@@ -71,6 +71,7 @@ def main() -> None:
     asked = parser.parse_args()
     if find_chromium() is None:
         sys.exit(HOW)
+    sys.setswitchinterval(0.001)  # as `robolearn teleop` does
     with tempfile.TemporaryDirectory() as folder:
         config = TeleopConfig(store=f"{folder}/s", recorder=RecorderConfig("ada"))
         config = replace(config, session=replace(config.session, first_seed=1))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -59,6 +62,8 @@ def test_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     for arguments in commands():
         if arguments[0] in ("collect", "train"):
             run(*arguments, *TINY, "data.path=data/can")
+        elif arguments[0] == "teleop":
+            open_the_page_and_interrupt(arguments)
         elif arguments[0] == "refine":
             run(*arguments, *REFINED)
         elif arguments[0] == "table":
@@ -70,3 +75,17 @@ def test_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
             run(*arguments, "--videos", "1")
         else:
             run(*arguments)
+
+
+def open_the_page_and_interrupt(arguments: list[str]) -> None:
+    """Start a session, fetch the page at the address that it prints, and end it as a person does: with Ctrl-C."""
+    command = [sys.executable, "-m", "robolearn.cli", *arguments, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as session:
+        assert session.stdout is not None
+        address = re.search(r"http://\S+", session.stdout.readline())
+        assert address, "the first line says where the page is"
+        with urllib.request.urlopen(address[0], timeout=30) as page:
+            assert b"robolearn teleop" in page.read()
+        session.send_signal(signal.SIGINT)
+        assert "0 episodes" in session.stdout.read()
+    assert session.returncode == 0

@@ -88,6 +88,7 @@ async def lift_the_cube(page, session):
     await keys.hold()
 
 
+@pytest.mark.slow
 def test_an_episode_is_driven_to_success_with_the_keyboard_saved_and_looked_at(tmp_path):
     async def script(page, running):
         await page.press("Enter")
@@ -167,6 +168,7 @@ def test_buttons_and_keys_label_discard_undo_and_pause(tmp_path):
         await state("discarded")
         await page.press("z")
         await state("stopped")
+        assert await page.evaluate("document.querySelector('[data-command=start]').disabled")
         await page.evaluate("document.getElementById('notes').value = 'slipped'")
         await page.click("[data-command=failure]")
         await page.until("document.querySelectorAll('.episode.failure').length === 1")
@@ -175,6 +177,8 @@ def test_buttons_and_keys_label_discard_undo_and_pause(tmp_path):
         await page.press("Enter")
         await state("recording")
         await asyncio.sleep(0.2)
+        await page.click("[data-command=stop]")
+        await state("stopped")
         await page.click("[data-command=success]")
         await page.until("document.querySelectorAll('.episode.success').length === 1")
 

@@ -13,7 +13,7 @@ from robolearn.teleop.devices import keys
 _HELP = (
     "W S A D  move    R F  up, down    Q E  turn    J L I K  tilt",
     "space  gripper    shift  slow    return  start    1 success  0 failure",
-    "backspace  discard    Z  undo    P  pause    T  take over    Y  let the policy drive",
+    "backspace  discard    Z  undo    P  pause    X  stop    T  take over    Y  let the policy drive",
 )
 
 

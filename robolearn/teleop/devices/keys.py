@@ -31,6 +31,7 @@ COMMANDS = {
     "backspace": "discard",
     "z": "undo",
     "p": "pause",
+    "x": "stop",
     "t": "takeover",
     "y": "release",
     "tab": "arm",

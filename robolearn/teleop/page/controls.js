@@ -6,7 +6,7 @@ const KEYS = {
   j: [3, -1], l: [3, 1], i: [4, 1], k: [4, -1], q: [5, 1], e: [5, -1],
 };
 const COMMANDS = {
-  " ": "gripper", enter: "start", 1: "success", 0: "failure", backspace: "discard", z: "undo", p: "pause",
+  " ": "gripper", enter: "start", 1: "success", 0: "failure", backspace: "discard", z: "undo", p: "pause", x: "stop",
   t: "takeover", y: "release", tab: "arm",
 };
 // Standard mapping of the Gamepad API: A, B, X, Y, ..., back, start, stick presses.

@@ -11,11 +11,11 @@ const WORDS = {
   lost: "Connection lost, nothing moves", connecting: "Connecting",
 };
 const ALLOWED = {
-  idle: ["start", "undo"], recording: ["pause", "success", "failure", "discard", "rerecord"],
-  paused: ["pause", "success", "failure", "discard", "rerecord"], stopped: ["success", "failure", "discard", "rerecord"],
+  idle: ["start", "undo"], recording: ["pause", "stop", "success", "failure", "discard", "rerecord"],
+  paused: ["pause", "stop", "success", "failure", "discard", "rerecord"], stopped: ["success", "failure", "discard", "rerecord"],
   discarded: ["start", "undo"],
 };
-const RECORDING_COMMANDS = ["start", "pause", "success", "failure", "discard", "rerecord", "undo"];
+const RECORDING_COMMANDS = ["start", "pause", "stop", "success", "failure", "discard", "rerecord", "undo"];
 const PING_MS = 500;
 
 const episodes = new Episodes(url);
@@ -49,8 +49,9 @@ function connect() {
 
 async function picture(data) {
   const head = new DataView(data), view = head.getUint8(0), number = head.getUint32(1);
+  const shown = () => send({ kind: "seen", view });
   const bitmap = await createImageBitmap(new Blob([new Uint8Array(data, 5)], { type: "image/jpeg" }));
-  if (number < (lastPicture[view] ?? 0) && number > 1) return;
+  if (number < (lastPicture[view] ?? 0) && number > 1) return shown();
   lastPicture[view] = number;
   const large = (view === 0) !== swapped;
   const canvas = $(large ? "view" : "inset");
@@ -58,6 +59,7 @@ async function picture(data) {
   canvas.hidden = false;
   canvas.getContext("2d").drawImage(bitmap, 0, 0);
   if (large) arrived.push(performance.now());
+  requestAnimationFrame(shown);
 }
 
 function read(message) {
@@ -139,6 +141,7 @@ for (const button of document.querySelectorAll("[data-command]")) {
 $("takecontrol").addEventListener("click", () => send({ kind: "control" }));
 $("inset").addEventListener("click", () => {
   swapped = !swapped;
+  send({ kind: "look", view: swapped ? 1 : 0 });
 });
 $("notes").addEventListener("keydown", (event) => ["Enter", "Escape"].includes(event.key) && event.target.blur());
 $("speed").addEventListener("input", (event) => {
