@@ -14,10 +14,11 @@ setup:  ## Python 3.12, .venv, pinned packages, OpenGL libraries
 quickstart: setup  ## demos -> diffusion policy -> evaluation -> report, about 10 minutes on 2 cores
 	@$(BIN)/robolearn quickstart
 
-test: setup  ## the test run, without the tests over ROS 2
+test: setup  ## the test run: first over ROS 2, one test at a time, for those are real-time; then all others
+	@$(BIN)/pytest -m ros tests/ros
 	@$(BIN)/pytest -n 2 --dist worksteal -m "not ros"
 
-test-ros: setup  ## the tests over ROS 2 in real processes
+test-ros: setup  ## only the tests over ROS 2 in real processes
 	@$(BIN)/pytest -m ros tests/ros
 
 check: setup  ## format, lint, types, layers: what CI and pre-commit run
