@@ -11,7 +11,6 @@ Nothing here checks bounds or lifetimes: whoever passes an address keeps the own
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import mujoco
@@ -21,6 +20,7 @@ from llvmlite import binding as llvm
 from numba import types
 from numba.extending import intrinsic
 
+from robolearn.core.compiled import compiled as compiled
 from robolearn.core.errors import RefusedError
 from robolearn.core.types import Array
 
@@ -111,17 +111,3 @@ def address_of(array: Array) -> np.intp:
 def array_address(array: Array) -> int:
     """Return the address of an array's first element, from Python (``MjData.qpos`` and its kin are views of MuJoCo's memory)."""
     return int(array.__array_interface__["data"][0])
-
-
-def compiled[**P, R](function: Callable[P, R]) -> Callable[P, R]:
-    """Compile a kernel without the interpreter lock, cached on disk; where no cache folder is writable, compiled in each process.
-
-    A division by zero gives infinity or NaN, as in numpy, and raises nothing: an exception would leave a batch half stepped.
-
-    Numba tries the folder of the source file, then the user's cache folder (or ``NUMBA_CACHE_DIR``). Its cache notices a change
-    of the function's own file only, so keep what a kernel inlines in its file, or delete ``__pycache__`` after a change here.
-    """
-    try:
-        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:
-        return numba.njit(nogil=True, error_model="numpy")(function)

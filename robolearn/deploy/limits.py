@@ -1,4 +1,4 @@
-"""What a robot's commands must never exceed, in SI units, and the same per control tick."""
+"""What a robot's commands must never exceed, in SI units."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ import numpy as np
 from robolearn.core.errors import RefusedError
 from robolearn.core.robot import RobotSpec
 from robolearn.core.types import Array, Spaces
-from robolearn.deploy.braking import TickLimits
 
 type Bound = tuple[float | None, ...] | None
 """One value per command dimension; None, as a whole or for a dimension, means that no bound was asked for."""
-
-_SHRINK = 1e-9
-"""Part of every bound kept back, so that rounding cannot carry a command over it."""
 
 
 @dataclass(frozen=True)
@@ -137,24 +133,3 @@ class SafetyLimits:
 def filled(bound: Bound, dim: int, missing: float) -> Array:
     """Return a bound as floats (a,), with ``missing`` where none was asked for."""
     return np.array([missing if value is None else value for value in (bound or (None,) * dim)], float)
-
-
-def tick_limits(limits: SafetyLimits) -> TickLimits:
-    """Convert to per-tick units; a missing bound becomes a value that never binds: v <= range, a <= 2 v, j <= 2 a per tick."""
-    dt = 1 / limits.control_rate_hz
-    low, high = limits.inner_bounds()
-    keep = 1 - _SHRINK
-    velocity = filled(limits.max_velocity, limits.dim, np.nan) * dt * keep
-    velocity = np.where(np.isnan(velocity), np.where(np.isfinite(high - low), high - low, 1e100), velocity)
-    acceleration = filled(limits.max_acceleration, limits.dim, np.nan) * dt**2 * keep
-    acceleration = np.where(np.isnan(acceleration), 2 * velocity, acceleration)
-    jerk = filled(limits.max_jerk, limits.dim, np.nan) * dt**3 * keep
-    bounded = ~np.isnan(jerk)
-    return TickLimits(
-        low=low,
-        high=high,
-        velocity=velocity,
-        acceleration=acceleration,
-        jerk=np.where(bounded, jerk, 2 * acceleration),
-        jerk_bounded=bounded,
-    )

@@ -19,7 +19,7 @@ class Slowdown:
 
     def target(self, wanted: Array, goal: Array, novelty: float) -> Array:
         """Return what is steered for (a,) instead of ``wanted`` (a,), where ``goal`` (a,) was the last period's."""
-        speed = float(np.clip((self._stop - novelty) / (self._stop - 1), 0, 1))
+        speed = min(max((self._stop - novelty) / (self._stop - 1), 0.0), 1.0)
         if speed == 1:
             return wanted
         if self._rates:

@@ -5,7 +5,7 @@ import pytest
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.types import STATE, FeatureSpec, Spaces
-from robolearn.deploy.braking import TickLimits, acceleration_interval, plan_stop, stopping_distance
+from robolearn.deploy.braking import acceleration_interval, make_tick_limits, plan_at, plan_stop, stopping_distance
 from robolearn.deploy.limits import SafetyLimits
 from robolearn.deploy.safety import KINDS, SafetyFilter
 
@@ -253,7 +253,7 @@ def test_limits_are_read_only_while_active():
     with pytest.raises(AttributeError):
         safety.limits.position_margin = 0.0
     with pytest.raises(ValueError, match="read-only"):
-        safety._tick.velocity[:] = 100.0
+        safety._motion.table[:] = 100.0
     with pytest.raises(ValueError, match="read-only"):
         safety._high[:] = 100.0
     safety.reset(np.zeros((1, 2)))
@@ -296,56 +296,53 @@ def test_a_filter_must_start_inside_its_bounds():
 
 
 def tick_limits(velocity, acceleration, jerk):
-    def one(x):
-        return np.array([float(x)])
-
-    return TickLimits(one(-np.inf), one(np.inf), one(velocity), one(acceleration), one(jerk), np.array([True]))
+    return make_tick_limits(-np.inf, np.inf, float(velocity), float(acceleration), float(jerk), True)
 
 
 def test_acceleration_interval_worked_by_hand():
     # J = 1, room 6 = 3 + 2 + 1: the largest acceleration that can be ramped down in time is 3; jerk allows 2 -> 1 to 3.
     limits = tick_limits(velocity=6, acceleration=10, jerk=1)
-    assert [float(x[0]) for x in acceleration_interval(np.array([0.0]), np.array([2.0]), limits)] == [1.0, 3.0]
+    assert acceleration_interval(0.0, 2.0, limits) == (1.0, 3.0)
     # Room 4 = x + (x-1) + (x-2) gives x = 7/3.
-    assert float(acceleration_interval(np.array([2.0]), np.array([2.0]), limits)[1][0]) == pytest.approx(7 / 3)
+    assert acceleration_interval(2.0, 2.0, limits)[1] == pytest.approx(7 / 3)
 
 
 def test_stop_plan_worked_by_hand():
     # v = 4, a = 0, J = 1: the pulse -1 -2 -1 takes away 4 = 2^2 in 3 steps: velocities 3, 1, 0, way 4 (3-1)/2 = 4.
     limits = tick_limits(velocity=100, acceleration=10, jerk=1)
-    plan = plan_stop(np.array([4.0]), np.array([0.0]), limits)
-    assert (plan.ramp_steps[0], plan.pulse_steps[0], plan.displacement[0], plan.highest[0], plan.lowest[0]) == (0, 3, 4, 4, 0)
+    plan = plan_stop(4.0, 0.0, limits)
+    assert (plan.ramp_steps, plan.pulse_steps, plan.displacement, plan.highest, plan.lowest) == (0, 3, 4, 4, 0)
     # v = 1, a = 2: the ramp adds 1, then 0 -> velocity 2 twice; the pulse -1 -1 (N = 2) goes 2 (2-1)/2 = 1: way 2 + 2 + 1.
-    plan = plan_stop(np.array([1.0]), np.array([2.0]), limits)
-    assert (plan.ramp_steps[0], plan.pulse_steps[0], plan.displacement[0]) == (2, 2, 5)
+    plan = plan_stop(1.0, 2.0, limits)
+    assert (plan.ramp_steps, plan.pulse_steps, plan.displacement) == (2, 2, 5)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_stop_plans_do_what_they_say(seed):
     """Follow plans tick by tick: at rest at the end, in bounds, at the foretold place and inside the extremes."""
     rng = np.random.default_rng(seed)
-    n = 500
-    jerk, acceleration = 10 ** rng.uniform(-2, 0, n), 10 ** rng.uniform(-1, 1, n)
-    limits = TickLimits(np.full(n, -np.inf), np.full(n, np.inf), np.full(n, 50.0), acceleration, jerk, np.ones(n, bool))
-    a0, v0 = rng.uniform(-1, 1, n) * acceleration, rng.uniform(-5, 5, n) * jerk
-    plan = plan_stop(v0, a0, limits)
-    steps = int((plan.ramp_steps + plan.pulse_steps).max()) + 2
-    a = np.array([plan.at(np.full(n, k), limits)[0] for k in range(1, steps + 1)])
-    v = v0 + np.cumsum(a, axis=0)
-    p = np.cumsum(v, axis=0)
-    np.testing.assert_allclose(v[-1], 0, atol=1e-9)
-    np.testing.assert_allclose(p[-1], plan.displacement, atol=1e-7)
-    np.testing.assert_allclose(np.maximum(p.max(axis=0), 0), plan.highest, atol=1e-7)
-    np.testing.assert_allclose(np.minimum(p.min(axis=0), 0), plan.lowest, atol=1e-7)
-    assert (np.abs(a) <= acceleration * (1 + 1e-9)).all()
-    assert (np.abs(np.diff(np.vstack([a0, a]), axis=0)) <= jerk * (1 + 1e-9)).all()
+    for _ in range(500):
+        jerk, acceleration = 10 ** rng.uniform(-2, 0), 10 ** rng.uniform(-1, 1)
+        limits = tick_limits(velocity=50, acceleration=acceleration, jerk=jerk)
+        a0, v0 = rng.uniform(-1, 1) * acceleration, rng.uniform(-5, 5) * jerk
+        plan = plan_stop(v0, a0, limits)
+        steps = int(plan.ramp_steps + plan.pulse_steps) + 2
+        a = np.array([plan_at(plan, float(k), limits)[0] for k in range(1, steps + 1)])
+        v = v0 + np.cumsum(a)
+        p = np.cumsum(v)
+        np.testing.assert_allclose(v[-1], 0, atol=1e-9)
+        np.testing.assert_allclose(p[-1], plan.displacement, atol=1e-7)
+        np.testing.assert_allclose(max(p.max(), 0), plan.highest, atol=1e-7)
+        np.testing.assert_allclose(min(p.min(), 0), plan.lowest, atol=1e-7)
+        assert (np.abs(a) <= acceleration * (1 + 1e-9)).all()
+        assert (np.abs(np.diff(np.append(a0, a))) <= jerk * (1 + 1e-9)).all()
 
 
 def test_stopping_distance_worked_by_hand():
     # Continuous time, v = 1, a = 0, J = 1, A large: peak sqrt(J v) = 1, two ramps of 1 s; way 5/6 + 1/6 = 1.
     limits = tick_limits(velocity=10, acceleration=10, jerk=1)
-    assert float(stopping_distance(np.array([1.0]), np.array([0.0]), limits)[0]) == pytest.approx(1.0)
-    assert float(stopping_distance(np.array([-1.0]), np.array([0.0]), limits)[0]) == pytest.approx(-1.0)
+    assert stopping_distance(1.0, 0.0, limits) == pytest.approx(1.0)
+    assert stopping_distance(-1.0, 0.0, limits) == pytest.approx(-1.0)
     # A = 0.5: ramps of 0.5 s take 1/8 each, the plateau the other 3/4 in 1.5 s: by symmetry the mean velocity is 1/2 over 2.5 s.
     limits = tick_limits(velocity=10, acceleration=0.5, jerk=1)
-    assert float(stopping_distance(np.array([1.0]), np.array([0.0]), limits)[0]) == pytest.approx(1.25)
+    assert stopping_distance(1.0, 0.0, limits) == pytest.approx(1.25)
