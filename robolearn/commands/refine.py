@@ -31,7 +31,7 @@ from robolearn.train.interrupts import Interrupted
 from robolearn.train.online import OnlineResult
 from robolearn.train.online import refine as run_online
 from robolearn.train.online_config import OnlineConfig
-from robolearn.train.refiner import ReplayRefiner
+from robolearn.train.refiner import ObservingRefiner, ReplayRefiner
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,10 @@ def _demos(recipe: RefineRecipe, base: Any, refiner: Any) -> ReplayBuffer | None
         raise RefusedError(f"No episode store at {path}; collect demonstrations first or set demos.path to nothing.")
     store = EpisodeStore.open(path, task=recipe.env.task, fidelity=recipe.env.fidelity)
     episodes = select_episodes(store, successes_only=recipe.demos.successes_only, limit=recipe.demos.episodes or None)
-    if not isinstance(refiner, ReplayRefiner):
+    if isinstance(refiner, ObservingRefiner):
         require_compatible(base.spaces, store.header.spaces, what=f"demonstrations of {store.path}")
-        refiner.imitate(store, episodes)
+        refiner.imitate(store, episodes)  # type: ignore[attr-defined]
+    if not isinstance(refiner, ReplayRefiner):
         return None
     horizon = recipe.evaluate.exec_horizon
     return demonstration_replay(

@@ -1,18 +1,15 @@
-"""A frozen generative policy proposes several chunks, critics choose one (best of N; IDQL, Hansen-Estruch et al. 2023).
-
-With an editor every proposal is also there in a second, edited form (EXPO, Dong et al. 2025): the same offset on the actions of
-all valued steps.
-"""
+"""A frozen generative policy proposes several chunks, critics choose one (best of N; IDQL, Hansen-Estruch et al. 2023)."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robolearn.core.config import variant
 from robolearn.core.errors import RefusedError
@@ -20,9 +17,8 @@ from robolearn.core.protocols import RandomSource
 from robolearn.core.seeding import standard_normal
 from robolearn.core.types import ActionChunk, Observation, Spaces
 from robolearn.data.normalizer import Normalizer
-from robolearn.nets.actors import ActorConfig, make_actor
 from robolearn.nets.critics import CriticConfig, make_critics
-from robolearn.policies import config_class
+from robolearn.policies import config_class, make_policy
 from robolearn.policies.refined import RefinedPolicy, require_latent
 
 
@@ -40,16 +36,12 @@ class Config:
     """Leading steps of a chunk that the critics see; as many as are executed."""
     pessimism: float = 0.0
     """Standard deviations between the critics that are taken off each candidate's value."""
-    edit_scale: float = 0.0
-    """Largest edit of an action element, in normalised action units (half the range between its bounds); 0 has no editor."""
-    editor: ActorConfig = field(default_factory=lambda: ActorConfig(layers=2))
-    """The network that edits."""
+    tuned: bool = False
+    """Proposals come from a copy of the base that is trained on, not from the base itself."""
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.valued_steps < 1 or self.pessimism < 0:
             raise RefusedError(f"candidates and valued_steps must be >= 1 and pessimism >= 0; got {self}.")
-        if not 0.0 <= self.edit_scale <= 2.0:
-            raise RefusedError(f"edit_scale={self.edit_scale} must lie in [0, 2]: 0 edits nothing, 2 spans every action.")
 
 
 class Policy(RefinedPolicy):
@@ -58,7 +50,6 @@ class Policy(RefinedPolicy):
     Attributes:
         critics: maps a condition and normalised actions (b, valued_steps * a) to values (e, b).
         candidates: () int64, how many are proposed: 1 until critics have learned, so that the policy equals its base exactly.
-        editor: maps a condition and normalised actions (b, valued_steps * a) to an offset (b, a) before its bound, or None.
     """
 
     candidates: Tensor
@@ -72,49 +63,29 @@ class Policy(RefinedPolicy):
             )
         self.critics = make_critics(self.encoder, config.valued_steps * spaces.action_dim, config.critic)
         self.register_buffer("candidates", torch.tensor(1))
-        self.editor: nn.Module | None = None
-        if config.edit_scale:
-            self.editor = make_actor(self.encoder, config.valued_steps * spaces.action_dim, spaces.action_dim, config.editor)
+        if config.tuned:
+            if not hasattr(self.base, "loss"):
+                raise RefusedError(f"Policy {config.base.name!r} cannot be trained on: it has no supervised loss.")
+            # Its normaliser is its own: tensors that two modules share cannot be saved twice.
+            copied: Any = make_policy(config.base.name, config.base.config, spaces, copy.deepcopy(normalizer))
+            self.copied = copied.requires_grad_(False)
 
-    def edit(self, condition: Tensor, valued: Tensor, editor: nn.Module) -> Tensor:
-        """Return the editor's offset (b, a), normalised units, within +-edit_scale, for valued actions (b, valued_steps * a)."""
-        return self.config.edit_scale * torch.tanh(editor(condition, valued).float())
+    @property
+    def proposer(self) -> Any:
+        """What proposes chunks."""
+        return self.copied if self.config.tuned else self.base
 
-    def moved(self, valued: Tensor, offset: Tensor) -> Tensor:
-        """Return normalised actions (b, valued_steps * a) plus an offset (b, a) on every step, both inside their bounds."""
-        scale = self.config.edit_scale
-        return (valued + offset.clamp(-scale, scale).repeat(1, self.config.valued_steps)).clamp(-1.0, 1.0)
-
-    def replaced(self, chunks: Tensor, valued: Tensor) -> Tensor:
-        """Return chunks (b, h, a), raw units, with other ``valued`` actions (b, valued_steps * a), normalised, at their start."""
-        steps = self.config.valued_steps
-        first = valued.unflatten(1, (steps, -1)) * self.action_half_range + self.action_centre
-        return torch.cat((first, chunks[:, steps:]), dim=1)
-
-    def choose(self, condition: Tensor, noise: Tensor, explored: Tensor | float = 0.0) -> Tensor:
-        """Return the best chunk (b, h, a), raw units, of the candidates that ``noise`` (b, n, *latent_shape) proposes.
-
-        Args:
-            condition: (b, c).
-            noise: one latent per proposal.
-            explored: (b * n, a) added to the edits, normalised units.
-        """
+    def choose(self, condition: Tensor, noise: Tensor) -> Tensor:
+        """Return the best chunk (b, h, a), raw units, of the candidates that ``noise`` (b, n, *latent_shape) proposes."""
         rows, candidates = noise.shape[:2]
-        chunks = self.base.decode_condition(condition.repeat_interleave(candidates, dim=0), noise.flatten(0, 1))
-        valued = self.valued(chunks)
-        if self.editor is not None:
-            offset = self.edit(condition.repeat_interleave(candidates, dim=0), valued, self.editor)
-            edited = self.moved(valued, offset + explored)
-            chunks, valued = torch.cat((chunks, self.replaced(chunks, edited))), torch.cat((valued, edited))
-        versions = len(chunks) // (rows * candidates)
-        values = self.critics(condition.repeat_interleave(candidates, dim=0).repeat(versions, 1), valued)
+        repeated = condition.repeat_interleave(candidates, dim=0)
+        chunks = self.proposer.decode_condition(repeated, noise.flatten(0, 1))
+        values = self.critics(repeated, self.valued(chunks))
         score = values.mean(dim=0)
         if self.config.pessimism:
             score = score - self.config.pessimism * values.std(dim=0)
-        best = score.view(versions, rows, candidates).transpose(0, 1).flatten(1).argmax(dim=1)
-        version, proposal = best // candidates, best % candidates
-        at = torch.arange(rows, device=best.device)
-        return chunks.view(versions, rows, candidates, *chunks.shape[1:])[version, at, proposal]
+        best = score.unflatten(0, (rows, candidates)).argmax(dim=1)
+        return chunks.unflatten(0, (rows, candidates))[torch.arange(rows, device=best.device), best]
 
     def valued(self, chunks: Tensor) -> Tensor:
         """Return what critics see of chunks (b, h, a): (b, valued_steps * a), normalised and inside the bounds."""
@@ -133,7 +104,7 @@ class Policy(RefinedPolicy):
         first = standard_normal(rng, (rows, *self.base.latent_shape))
         candidates = int(self.candidates)
         if candidates == 1:
-            return self.base.decode(observation, first)
+            return self.proposer.decode(observation, first)
         more = standard_normal(rng, (rows, candidates - 1, *self.base.latent_shape))
         noise = np.concatenate((first[:, None], more), axis=1)
         with torch.inference_mode():

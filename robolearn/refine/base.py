@@ -182,8 +182,8 @@ def critic_autocast(bf16: bool, device: torch.device) -> AbstractContextManager[
 
 
 def descend(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
-    """Make one optimiser step of ``module`` alone; no other parameter that ``loss`` depends on gets a gradient."""
-    parameters = list(module.parameters())
+    """Make one optimiser step of what wants gradients in ``module``; nothing else that ``loss`` depends on gets one."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
         parameter.grad = gradient
     nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -192,7 +192,7 @@ class _Loop:
         stepped_s = time.monotonic()
         if self._replay is not None:
             self._replay.add(**outcome.replay())
-        elif isinstance(self._refiner, ObservingRefiner):
+        if isinstance(self._refiner, ObservingRefiner):
             self._observe(self._refiner, outcome, phase)
         for success in outcome.finished:
             self._recent.append(success)
@@ -221,7 +221,7 @@ class _Loop:
         metrics = refiner.observe(outcome, self._rng, phase)
         if metrics:
             self._count(metrics)
-        self._learned_from = outcome.tensors()
+            self._learned_from = outcome.tensors()
 
     def _count(self, metrics: Mapping[str, Tensor]) -> None:
         for name, value in metrics.items():

@@ -24,7 +24,7 @@ class Phase:
 
 
 class Refiner(Protocol):
-    """One refinement method. It is either a :class:`ReplayRefiner` or an :class:`ObservingRefiner` besides."""
+    """One refinement method. It is a :class:`ReplayRefiner`, an :class:`ObservingRefiner`, or both."""
 
     plan_steps: int
     """Steps of the plan that each outcome records."""
@@ -59,7 +59,10 @@ class ReplayRefiner(Refiner, Protocol):
 
 @runtime_checkable
 class ObservingRefiner(Refiner, Protocol):
-    """A method that keeps its own memory (searches, on-policy and supervised methods); no replay is allocated for it."""
+    """A method that keeps a memory of its own (searches, on-policy and supervised methods).
+
+    Replay is allocated only for a :class:`ReplayRefiner`. One that is both returns no metrics from :meth:`observe`.
+    """
 
     def observe(self, outcome: Outcome, rng: torch.Generator, phase: Phase) -> Mapping[str, Tensor]:
         """Take in one control step of all lanes, in order, and learn when the time has come.

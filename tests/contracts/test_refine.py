@@ -106,8 +106,10 @@ def replay(refiner, steps=60):
 
 
 def learn(refiner, updates=12, actor=True, seed=0):
-    if isinstance(refiner, ObservingRefiner):
+    if not isinstance(refiner, ReplayRefiner):
         return learn_by_observing(refiner, updates, actor, seed)
+    if isinstance(refiner, ObservingRefiner):
+        learn_by_observing(refiner, 4, actor, seed)
     rng = torch.Generator().manual_seed(seed)
     made = replay(refiner)
     for _ in range(updates):
@@ -169,10 +171,8 @@ def test_the_warm_up_acts_like_the_base_up_to_its_exploration(name):
     learn(refiner)
     behaviour = refiner.behaviour()
     behaviour.warmup = True
-    config = config_class(name)()
-    bound = getattr(config, "residual_scale", getattr(config, "edit_scale", 0.0))
-    low, high = np.array(SPACES.action_low), np.array(SPACES.action_high)  # what lies outside is cut when it is executed
-    assert np.abs(act(behaviour).clip(low, high) - act(base).clip(low, high)).max() <= bound + 1e-6
+    bound = getattr(config_class(name)(), "residual_scale", 0.0)
+    assert np.abs(act(behaviour) - act(base)).max() <= bound + 1e-6
 
 
 @every_method
@@ -180,16 +180,14 @@ def test_what_is_learned_is_bounded_whatever_the_weights(name):
     refiner, base = make(name)
     policy = refiner.policy()
     learn(refiner, 4)
-    if hasattr(policy.config, "candidates"):  # it only chooses: every chunk is one that the base proposed, edited or not
-        bound = policy.config.edit_scale
-        for parameter in policy.editor.parameters() if policy.editor else ():
-            parameter.data.mul_(0).add_(100.0)
+    if hasattr(policy.config, "candidates"):  # it only chooses: every chunk is one that the base proposed
         rng, seen = np.random.default_rng(4), observation(rows=1)
         chunk = policy.predict(seen, rng).actions[0]
         rng = np.random.default_rng(4)
         noise = [rng.standard_normal((1, *base.latent_shape), dtype=np.float32)]
         noise += [*rng.standard_normal((policy.config.candidates - 1, 1, *base.latent_shape), dtype=np.float32)]
-        assert any(np.abs(base.decode(seen, n).actions[0] - chunk).max() <= bound + 1e-5 for n in noise)
+        proposer = getattr(policy, "proposer", base)
+        assert any(np.allclose(proposer.decode(seen, n).actions[0], chunk, atol=1e-5) for n in noise)
         return
     for key, parameter in policy.named_parameters():
         if not key.startswith("base."):
@@ -251,43 +249,17 @@ def test_a_base_without_latent_noise_cannot_be_steered_but_corrected():
     np.testing.assert_array_equal(act(corrected), act(base))
 
 
-def test_an_edit_is_one_bounded_offset_over_all_valued_steps():
-    config = config_class("expo")(chunk_steps=2, edit_scale=0.3)
-    policy = method("expo").refined_policy(make_base(), config)
-    valued = torch.tensor([[0.0, 0.5, 0.9, -0.2, 0.0, -1.0]])  # two steps of (dx, dy, gripper)
-    moved = policy.moved(valued, torch.tensor([[0.5, -0.1, 0.2]]))  # 0.5 is cut to 0.3, 0.9 + 0.2 to 1
-    torch.testing.assert_close(moved, torch.tensor([[0.3, 0.4, 1.0, 0.1, -0.1, -0.8]]))
-    replaced = policy.replaced(torch.zeros(1, 6, 3), moved)[0]  # raw units: dy spans +-0.5
-    torch.testing.assert_close(replaced[:2], torch.tensor([[0.3, 0.2, 1.0], [0.1, -0.05, -0.8]]))
-    assert not replaced[2:].any()
+def test_the_proposing_copy_learns_from_its_successes_and_keeps_the_encoder():
+    refiner, base = make("q_chunking")
+    start = weights_hash(base)
+    assert weights_hash(refiner.policy().proposer) == start
+    learn(refiner, updates=3)
+    assert weights_hash(refiner.policy().proposer) == start  # its first update is the critics' fourth
+    assert "cloning_loss" in learn(refiner, updates=9)  # the twelfth
+    assert weights_hash(refiner.policy().proposer) != start == weights_hash(refiner.policy().base)
 
 
-def test_the_edited_form_is_chosen_where_critics_prefer_it():
-    refiner, base = make("expo")
-    policy = refiner.policy()
-    policy.candidates.fill_(2)
-
-    class Upwards(torch.nn.Module):  # the more dx, the better
-        def forward(self, condition, valued):
-            return valued[:, ::3].sum(dim=1).expand(2, -1)
-
-    policy.critics, head = Upwards(), policy.editor.net[-1]
-    torch.nn.init.constant_(head.bias, 10.0)
-    seen, rngs = observation(), [np.random.default_rng(i) for i in range(ROWS)]
-    noise = np.stack([rng.standard_normal((2, *base.latent_shape), dtype=np.float32) for rng in rngs])
-
-    def executed(chunks):  # a chunk's dx is cut to the action's bounds when it is executed
-        return chunks.actions[:, :4, 0].clip(-1.0, 1.0)
-
-    proposed = np.stack([executed(base.decode(seen, noise[:, i])) for i in range(2)])
-    edited = executed(policy.predict(seen, [np.random.default_rng(i) for i in range(ROWS)]))
-    np.testing.assert_allclose(edited.sum(axis=1), (proposed + 0.3).clip(max=1.0).sum(axis=2).max(axis=0), atol=1e-4)
-    torch.nn.init.constant_(head.bias, -10.0)  # now every edit makes it worse
-    kept = executed(policy.predict(seen, [np.random.default_rng(i) for i in range(ROWS)]))
-    np.testing.assert_allclose(kept.sum(axis=1), proposed.sum(axis=2).max(axis=0), atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["constant_latent", "dsrl", "best_of_n", "expo"])
+@pytest.mark.parametrize("name", ["constant_latent", "dsrl", "best_of_n", "q_chunking"])
 def test_methods_that_choose_the_noise_need_a_base_that_decodes_it(name):
     with pytest.raises(RefusedError, match=r"Policy 'chunk_bc' cannot be steered.*no latent noise"):
         method(name).refined_policy(make_base(chunk_bc), config_class(name)())
@@ -297,6 +269,8 @@ def test_only_a_base_with_a_supervised_loss_is_trained_on():
     steered, _ = make("dsrl")
     with pytest.raises(RefusedError, match="Policy 'steered' cannot be trained on: it has no supervised loss"):
         method("filtered_bc").refined_policy(steered.policy(), config_class("filtered_bc")())
+    with pytest.raises(RefusedError, match="Policy 'steered' cannot be trained on: it has no supervised loss"):
+        method("q_chunking").refined_policy(steered.policy(), config_class("q_chunking")())
     made = method("filtered_bc").refined_policy(make_base(chunk_bc), config_class("filtered_bc")())
     np.testing.assert_array_equal(act(made), act(make_base(chunk_bc)))
 
@@ -323,8 +297,7 @@ def test_a_residual_stacks_on_a_steered_policy_and_not_the_other_way_round():
         ("ppo_residual", {"clip": 0.0}, "clip"),
         ("filtered_bc", {"updates_per_step": 0.0}, "updates_per_step"),
         ("warm_start", {"chunk_steps": 9, "window_steps": 9}, "chunk_steps=9"),
-        ("expo", {"edit_scale": 0.0}, "edit_scale=0.0"),
-        ("expo", {"explored_share": 1.0}, "explored_share"),
+        ("q_chunking", {"tune_every": 0}, "tune_every=0"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(name, settings, named):

@@ -20,8 +20,9 @@ from robolearn.nets.denoisers import DenoiserConfig
 from robolearn.nets.mlp import MlpConfig
 from robolearn.policies import diffusion
 from robolearn.policies.loading import load_policy, save_policy
-from robolearn.refine import constant_latent, dsrl, filtered_bc, ppo_residual, residual, warm_start
+from robolearn.refine import constant_latent, dsrl, filtered_bc, ppo_residual, q_chunking, residual, warm_start
 from robolearn.refine.base import weights_hash
+from robolearn.refine.cloning import CloningConfig
 from robolearn.train.checkpoint import CheckpointFolder
 from robolearn.train.interrupts import Interrupted, NonFiniteError
 from robolearn.train.metrics import TIME_PREFIX, read_metrics
@@ -34,6 +35,7 @@ METHODS = {
     constant_latent: {"candidates": 2, "episodes": 4},
     filtered_bc: {"batch_size": 8, "updates_per_step": 0.05},
     ppo_residual: {"rollout_steps": 100, "epochs": 2, "critic": CriticConfig(members=1, width=16, layers=1, subset=1)},
+    q_chunking: {"cloning": CloningConfig(batch_size=8), "tune_every": 2},
     warm_start: {"chunk_steps": 4},
 }
 """What a method is tried with, besides SMALL."""
