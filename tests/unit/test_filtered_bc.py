@@ -78,6 +78,6 @@ def test_of_demonstrations_the_successes_are_imitated(tmp_path):
     with new_store(tmp_path / "store", (5,)) as store:
         store.append(episode(7, success=False))
         learner.imitate(store, [0, 1])
-    assert len(learner._given) == 5
+    assert len(learner._cloning._given) == 5
     assert "loss" in observe(learner, 0, actor=True)
     assert not any("given" in name for name in learner.tensors()), "they lie in their store already"
