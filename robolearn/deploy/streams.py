@@ -172,8 +172,13 @@ class Frame:
     """Key -> array without batch axis, in the dtypes that the policy was trained on."""
     at_ns: int
     """The moment."""
-    oldest_ns: int
-    """Stamp of the oldest sample in it."""
+    stamps_ns: Mapping[str, int]
+    """Key -> stamp of the oldest sample in it."""
+
+    @property
+    def oldest_ns(self) -> int:
+        """Return the stamp of the oldest sample of all."""
+        return min(self.stamps_ns.values())
 
 
 class StreamsNotReadyError(RefusedError):
@@ -272,7 +277,12 @@ class Resampler:
             raise StreamsNotReadyError(f"No observation: {'; '.join(faults)}.")
         values = {name: sample for name, (_, sample) in chosen.items()}
         observation = {key: self._feature(key, values) for key in self._spaces.observation}
-        return Frame(observation, at_ns, min(stamp for stamp, _ in chosen.values()))
+        stamps = {key: min(chosen[n][0] for n in self._sources(key)) for key in observation}
+        return Frame(observation, at_ns, stamps)
+
+    def _sources(self, key: str) -> set[str]:
+        parts = self._contract.features[key]
+        return {p.stream for p in parts} | {p.minus for p in parts if p.minus}
 
     def _feature(self, key: str, samples: Mapping[str, Sample]) -> Array:
         feature = self._spaces.observation[key]

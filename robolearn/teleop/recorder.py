@@ -106,7 +106,7 @@ class Sample:
     intervention: bool
     """Whether a person was in control."""
     stamps: Mapping[str, Stamp]
-    """When each observation was taken, and when ``action.sent`` was sent."""
+    """When each observation was taken, and when ``action.sent`` was sent; the newest is the time of the step."""
 
 
 @dataclass
@@ -212,15 +212,15 @@ class Recorder:
         """
         if self.state is not State.RECORDING or self._recording is None:
             return False
-        sent_at = sample.stamps[ACTION_SENT]
-        self._require_fresh(sample, sent_at.monotonic_s)
-        if sent_at.monotonic_s - self._space_checked_s >= 1:
+        now_s = max(stamp.monotonic_s for stamp in sample.stamps.values())
+        self._require_fresh(sample, now_s)
+        if now_s - self._space_checked_s >= 1:
             try:
                 self._require_space(self._recording.frames + round(2 * self._store.header.spaces.control_rate_hz))
             except DiskLowError:
                 self.stop()
                 raise
-            self._space_checked_s = sent_at.monotonic_s
+            self._space_checked_s = now_s
         streams = [*self._store.header.spaces.observation, ACTION_SENT]
         frame: dict[str, Any] = {**sample.observation}
         frame[ACTION] = np.asarray(sample.action, self._store.header.spaces.action.dtype)
@@ -233,7 +233,7 @@ class Recorder:
         except RefusedError:
             self.stop()
             raise
-        self._stamps_s.append(sent_at.monotonic_s)
+        self._stamps_s.append(now_s)
         self._interventions += sample.intervention
         return True
 
@@ -242,6 +242,19 @@ class Recorder:
         self._require(State.RECORDING, doing="pause")
         self.state = State.PAUSED
         self._breaks.append(self.frames)
+
+    def lose(self, stream: str, age_s: float) -> None:
+        """Pause because a stream has fallen silent; the episode says which, and where.
+
+        Raises:
+            StreamLostError: always.
+        """
+        self.pause()
+        self._lost.append({"stream": stream, "before_step": self.frames, "age_s": round(age_s, 3)})
+        raise StreamLostError(
+            f"{stream} is {age_s:.2f} s old (allowed {self._config.max_stream_age_s:g} s): the recording is paused after "
+            f"{self.frames} steps, which are safe. Resume it once the stream is back."
+        )
 
     def resume(self) -> None:
         """Go on after a pause."""
@@ -335,12 +348,7 @@ class Recorder:
         for key in self._store.header.spaces.observation:
             age = now_s - sample.stamps[key].monotonic_s
             if age > self._config.max_stream_age_s:
-                self._lost.append({"stream": key, "before_step": self.frames, "age_s": round(age, 3)})
-                self.pause()
-                raise StreamLostError(
-                    f"{key} is {age:.2f} s old (allowed {self._config.max_stream_age_s:g} s): the recording is paused after "
-                    f"{self.frames} steps, which are safe. Resume it once the stream is back."
-                )
+                self.lose(key, age)
 
     def _require_space(self, frames: int) -> None:
         """Refuse where a journal's frames, once more in a file of their own, would not leave the reserve."""

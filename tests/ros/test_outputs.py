@@ -1,4 +1,4 @@
-"""What leaves the gate in the units of each kind of driver, and what the recorder makes of an operator's intervention."""
+"""What leaves the gate in the units of each kind of driver."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from trajectory_msgs.msg import JointTrajectory
 
 from hardware import load_robot
 from robolearn.core.errors import RefusedError
-from robolearn.core.types import ACTION, STATE, FeatureSpec, Spaces
 from robolearn.deploy.gate_config import Command, GateState
-from robolearn.deploy.streams import Frame
 from robolearn_bridge.adapters import TwistScale, joint_outputs, twist_outputs
 from robolearn_bridge.messages import COMMAND_QOS, chunk_message
-from robolearn_bridge.recorder_node import Recording
 
 RATES = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")
 
@@ -100,28 +97,3 @@ def test_a_gate_for_twists_sends_zero_last(client: Client, domain: str, tmp_path
     client.node.destroy_subscription(heard)
     client.node.destroy_publisher(chunks)
     arm.close()
-
-
-STEP = 50_000_000
-
-
-def test_steps_of_the_operator_are_marked_and_learned_from() -> None:
-    spaces = Spaces(
-        "panda", {STATE: FeatureSpec((1,), names=("x",))}, FeatureSpec((2,), names=("a", "b")), (-1,) * 2, (1,) * 2, 20.0
-    )
-    recording = Recording(0, Path("bag"))
-    recording.frames = [Frame({STATE: np.array([k], np.float32)}, k * STEP, k * STEP) for k in range(6)]
-    two_rows = np.array([[0.1, 0.1], [0.2, 0.2]])
-    recording.rows["policy"] = [(k * STEP, two_rows + k, STEP) for k in range(6)]
-    # The operator holds the deadman from just after frame 2 until just after frame 3.
-    recording.rows["teleop"] = [(2 * STEP + 1000, np.full((3, 2), 0.7), STEP), (3 * STEP + 1000, np.full((3, 2), 0.8), STEP)]
-    recording.rows["sent"] = [(k * STEP + 2000, np.full((1, 2), 0.5 + k), 1 << 62) for k in range(6)]
-    episode = recording.episode(spaces, success=True, task="lift")
-    marks = episode.data["intervention"][:, 0]
-    assert marks[:2].tolist() == [0, 0]
-    assert marks[2:4].tolist() == [1, 1]
-    assert marks[5] == 0
-    wanted = episode.data[ACTION][:, 0]
-    np.testing.assert_allclose(wanted[:4], [0.1, 1.1, 0.7, 0.8], atol=1e-6)
-    np.testing.assert_allclose(wanted[5], 5.1, atol=1e-6)
-    np.testing.assert_allclose(episode.data["action.sent"][:, 0], 0.5 + np.arange(6), atol=1e-6)

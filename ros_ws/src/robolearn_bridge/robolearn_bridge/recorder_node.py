@@ -1,99 +1,54 @@
-"""Records episodes: every message as it came into an MCAP bag, and frames with their actions into an episode store."""
+"""Records episodes: every message as it came into an MCAP bag, and frames with their actions into an episode store.
+
+The store's part is the recorder of teleoperation: every step is in the store's journal while the episode goes on.
+"""
 
 from __future__ import annotations
 
-import queue
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock, ClockType
 from rclpy.serialization import deserialize_message
-from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.run import read_json
-from robolearn.core.types import ACTION, Array, Episode, FeatureSpec, Spaces
+from robolearn.core.types import Spaces
+from robolearn.data.header import live_extra
 from robolearn.data.store import EpisodeStore
+from robolearn.deploy.chunk import StepClock
 from robolearn.deploy.codecs import FIELDS, MESSAGE_TYPES, decode, stamp_ns
-from robolearn.deploy.streams import Frame, ObservationContract, Resampler, StreamsNotReadyError
+from robolearn.deploy.streams import ObservationContract, Resampler, StreamsNotReadyError
+from robolearn.teleop.recorder import Recorder, RecorderConfig, Sample, State
+from robolearn_bridge.bag import Bag
+from robolearn_bridge.diagnostics import report
 from robolearn_bridge.lifecycle import SafeLifecycleNode, run
-from robolearn_bridge.messages import RECORD_IMAGE_QOS, RECORD_QOS, RECORD_SENSOR_QOS, chunk_rows, message_class
-from robolearn_bridge.parameters import declare, read
+from robolearn_bridge.messages import (
+    COMMAND_QOS,
+    RECORD_IMAGE_QOS,
+    RECORD_QOS,
+    RECORD_SENSOR_QOS,
+    chunk_rows,
+    message_class,
+)
+from robolearn_bridge.parameters import declare, read, read_choice
+from robolearn_bridge.steps import HOLDS, StepJoiner
 
-SENT, INTERVENTION = "action.sent", "intervention"
 CHUNKS = {"policy/chunk": "policy", "teleop/chunk": "teleop", "gate_node/sent": "sent"}
-
-
-@dataclass
-class Recording:
-    """One episode under way."""
-
-    begun_ns: int
-    """Wall clock [ns]."""
-    bag: Path
-    messages: queue.Queue[tuple[str, int, bytes] | None] = field(default_factory=queue.Queue)
-    frames: list[Frame] = field(default_factory=list)
-    rows: dict[str, list[tuple[int, Array, int]]] = field(default_factory=lambda: {name: [] for name in CHUNKS.values()})
-    """Source -> (stamp, rows (h, a), nanoseconds between rows)."""
-
-    def episode(self, spaces: Spaces, *, success: bool, task: str) -> Episode:
-        """Return frames and the actions in force during their control steps.
-
-        ``action.sent`` is the last command that the gate sent before the next frame, ``action`` what the operator or else the
-        policy wanted for this one, ``intervention`` whether it was the operator.
-
-        Raises:
-            RefusedError: fewer than two frames, or no command was sent during the first of them.
-        """
-        if len(self.frames) < 2:
-            raise RefusedError(
-                f"An episode of {len(self.frames)} frames is not stored; the streams were silent or it was too short."
-            )
-        at = np.array([f.at_ns for f in self.frames], np.int64)
-        # The last frame's step has no end: it is as long as the others.
-        until = np.append(at[1:], at[-1] + round(1e9 / spaces.control_rate_hz))
-        sent, has_sent = _in_force(self.rows["sent"], at, until, spaces.action_dim)
-        if not has_sent.any():
-            raise RefusedError("The gate sent no command during this episode (is it armed?).")
-        first = int(np.argmax(has_sent))
-        policy, from_policy = _in_force(self.rows["policy"], at, until, spaces.action_dim)
-        teleop, from_teleop = _in_force(self.rows["teleop"], at, until, spaces.action_dim, only_within=True)
-        wanted = np.where(from_teleop[:, None], teleop, np.where(from_policy[:, None], policy, sent))
-        data: dict[str, Array] = {key: np.stack([f.observation[key] for f in self.frames])[first:] for key in spaces.observation}
-        data |= {
-            ACTION: wanted[first:].astype(np.float32),
-            SENT: sent[first:].astype(np.float32),
-            INTERVENTION: from_teleop[first:, None].astype(np.float32),
-        }
-        facts = {"wall_clock_start_ns": int(at[first]), "bag": self.bag.name, "task": task, "stamps_ns": at[first:].tolist()}
-        return Episode(data, success, None, facts)
-
-
-def _in_force(
-    chunks: list[tuple[int, Array, int]], at: Array, until: Array, dim: int, *, only_within: bool = False
-) -> tuple[Array, Array]:
-    """Return for each step the row of the newest chunk stamped before its end (t, a), and whether there was one (t,).
-
-    ``only_within`` counts chunks of the step itself alone: an operator who has let go wants nothing.
-    """
-    stamps = np.array([stamp for stamp, _, _ in chunks], np.int64)
-    values, found = np.zeros((len(at), dim)), np.zeros(len(at), bool)
-    for k, newest in enumerate(np.searchsorted(stamps, until, side="left") - 1):
-        if newest < 0 or (only_within and stamps[newest] < at[k] - (until[k] - at[k])):
-            continue
-        stamp, rows, step_ns = chunks[newest]
-        row = max(0, round((at[k] - stamp) / step_ns))
-        if row < len(rows):
-            values[k], found[k] = rows[row], True
-    return values, found
+FIDELITY = "robot"
+LOOK_S = 0.05
+"""How often steps whose end has come are looked at; see :mod:`robolearn_bridge.steps`."""
+FLUSH_S = 0.4
+"""How long a step may wait for its sync to the disk to begin: with the wait for its command less than 1 s in all."""
+_NEVER_S = 1e9
 
 
 class RecorderNode(SafeLifecycleNode):
@@ -103,8 +58,17 @@ class RecorderNode(SafeLifecycleNode):
         super().__init__("recorder_node")
         declare(self, "contract", "", "JSON file with task, spaces and contract; a bundle's bundle.json is one.", read_only=True)
         declare(self, "folder", "", "Where bags and the episode store go.", read_only=True)
-        self._recording: Recording | None = None
+        declare(self, "operator", "", "Who is at the controls; kept with every episode.", read_only=True)
+        declare(
+            self, "sync", "realtime", "'realtime', or 'lockstep' with a simulator that waits for each command.", read_only=True
+        )
+        declare(self, "max_stream_age_s", 0.5, "Time without a whole frame that pauses the recording [s].", read_only=True)
+        declare(self, "min_free_mib", 256.0, "Space that recording leaves on the disk [MiB].", read_only=True)
+        # The executor's thread and, at the end of the process, the main thread.
+        self._lock = threading.RLock()
+        self._bag: Bag | None = None
         self._store: EpisodeStore | None = None
+        self._problem = ""
 
     def configure(self) -> None:
         """Open the store and subscribe."""
@@ -115,129 +79,244 @@ class RecorderNode(SafeLifecycleNode):
             raise RefusedError(f"{path} lacks {lacking}, or the parameter folder={read(self, 'folder')!r} is empty.")
         self._task, self._spaces = str(card["task"]), Spaces.from_json(card["spaces"])  # type: ignore[arg-type]
         self._contract = ObservationContract.from_json(card["contract"], where=str(path))  # type: ignore[arg-type]
+        lockstep = read_choice(self, "sync", ("lockstep", "realtime")) == "lockstep"
         self._resampler = Resampler(self._contract, self._spaces)
+        self._steps = StepClock(1 / self._spaces.control_rate_hz, lockstep=lockstep)
         self._folder = Path(read(self, "folder"))
-        extra = {SENT: self._spaces.action, INTERVENTION: FeatureSpec((1,), names=(INTERVENTION,))}
-        store = self._folder / "episodes"
-        if store.exists():
-            self._store = EpisodeStore.open(store, "a", spaces=self._spaces, task=self._task, fidelity="robot")
-        else:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._store = EpisodeStore.create(store, self._spaces, task=self._task, fidelity="robot", extra=extra)
-        self._lock = threading.Lock()
-        self._types: dict[str, str] = {}
-        self._heard = []
-        for name in self._resampler.streams:
-            stream = self._contract.streams[name]
-            qos = RECORD_IMAGE_QOS if "image" in FIELDS[stream.kind] else RECORD_SENSOR_QOS
-            self._listen(
-                stream.topic, message_class(stream.kind), MESSAGE_TYPES[stream.kind], partial(self._on_sample, name), qos
-            )
-        for topic, source in CHUNKS.items():
-            self._listen(
-                topic, JointTrajectory, "trajectory_msgs/msg/JointTrajectory", partial(self._on_chunk, source), RECORD_QOS
-            )
-        self._offered = [
-            self.create_service(Trigger, "~/start", self.guarded(self._on_start, "start")),
-            self.create_service(SetBool, "~/finish", self.guarded(self._on_finish, "finish")),
-            self.create_service(Trigger, "~/discard", self.guarded(self._on_discard, "discard")),
+        # In lockstep silence is nothing unusual.
+        self._patience_s = _NEVER_S if lockstep else read(self, "max_stream_age_s")
+        config = RecorderConfig(read(self, "operator"), FLUSH_S, read(self, "min_free_mib"), self._patience_s)
+        self._store = self._open_store()
+        try:
+            self._recorder = Recorder(self._store, config)
+        except RefusedError:
+            self._store.close()
+            self._store = None
+            raise
+        for rescued in self._store.recovered:
+            self.get_logger().warning(f"an earlier recorder was ended in mid-episode: {rescued}")
+        self._begin()
+        self._listen_to_all()
+        services = (
+            (Trigger, "start", self._on_start),
+            (SetBool, "finish", self._on_finish),
+            (Trigger, "discard", self._on_discard),
+            (SetBool, "pause", self._on_pause),
+            (Trigger, "undo", self._on_undo),
+        )
+        self._offered = [self.create_service(kind, f"~/{name}", self.guarded(call, name)) for kind, name, call in services]
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", COMMAND_QOS)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timers = [
+            self.create_timer(LOOK_S, self.guarded(self._on_look, "recording"), clock=steady),
+            self.create_timer(1.0, self.guarded(self._report, "diagnostics"), clock=steady),
         ]
 
     def deactivate(self) -> None:
-        """Discard the episode under way; its bag stays."""
+        """Keep the episode under way as interrupted."""
         self._end()
 
     def cleanup(self) -> None:
         """Close the store."""
         self.stop()
+        for timer in self._timers:
+            self.destroy_timer(timer)
         for subscription in self._heard:
             self.destroy_subscription(subscription)
         for service in self._offered:
             self.destroy_service(service)
+        self.destroy_publisher(self._diagnostics)
 
     def stop(self) -> None:
-        """Close bag and store."""
-        self._end()
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        """Keep the episode under way as interrupted; close bag and store."""
+        with self._lock:
+            self._end()
+            if self._store is not None:
+                self._store.close()
+                self._store = None
+
+    def fault(self, where: str, error: BaseException) -> None:
+        """Say what was not recorded, or not done."""
+        self._problem = f"{where}: {error}"
+        self.get_logger().warning(self._problem, throttle_duration_sec=1.0)
+
+    def _open_store(self) -> EpisodeStore:
+        path = self._folder / "episodes"
+        if path.exists():
+            return EpisodeStore.open(path, "a", spaces=self._spaces, task=self._task, fidelity=FIDELITY)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return EpisodeStore.create(path, self._spaces, task=self._task, fidelity=FIDELITY, extra=live_extra(self._spaces))
+
+    def _listen_to_all(self) -> None:
+        self._types: dict[str, str] = {}
+        self._heard: list[Any] = []
+        for name in self._resampler.streams:
+            stream = self._contract.streams[name]
+            qos = RECORD_IMAGE_QOS if "image" in FIELDS[stream.kind] else RECORD_SENSOR_QOS
+            then = partial(self._on_sample, name)
+            self._listen(stream.topic, message_class(stream.kind), MESSAGE_TYPES[stream.kind], then, qos)
+        for topic, source in CHUNKS.items():
+            then = partial(self._on_chunk, source)
+            self._listen(topic, JointTrajectory, "trajectory_msgs/msg/JointTrajectory", then, RECORD_QOS)
 
     def _listen(self, topic: str, message_type: type, type_name: str, then: Any, qos: Any) -> None:
         self._types[topic] = type_name
 
         def take(data: bytes) -> None:
             received = time.time_ns()
-            recording = self._recording
-            if recording is None:
-                return
-            recording.messages.put((topic, received, data))
-            then(deserialize_message(data, message_type), received)
+            with self._lock:
+                if self._bag is None:
+                    return
+                self._bag.put(topic, received, data)
+                then(deserialize_message(data, message_type), received)
 
         self._heard.append(self.create_subscription(message_type, topic, self.guarded(take, topic), qos, raw=True))
 
     def _on_sample(self, name: str, message: Any, received: int) -> None:
         stream = self._contract.streams[name]
         sample = decode(stream.kind, message, stream.names)
-        with self._lock:
-            self._resampler.push(name, sample, stamp_ns=stamp_ns(message), received_ns=received)
-            try:
-                frame = self._resampler.take()
-            except StreamsNotReadyError:
-                return
-            if frame is not None and self._recording is not None:
-                self._recording.frames.append(frame)
+        self._resampler.push(name, sample, stamp_ns=stamp_ns(message), received_ns=received)
+        try:
+            frame = self._resampler.take()
+        except StreamsNotReadyError:
+            return
+        # A driver may be faster than the control steps.
+        if frame is not None and self._recorder.state is State.RECORDING and self._steps.advance(frame.at_ns):
+            self._joiner.push_frame(frame, offset_ns=_offset_ns())
+            self._frame_at = time.monotonic()
 
     def _on_chunk(self, source: str, message: JointTrajectory, _: int) -> None:
         rows, times = chunk_rows(message, self._spaces.action.names)
-        step = int(times[1]) if len(times) > 1 else round(1e9 / self._spaces.control_rate_hz)
-        # A command of the gate holds until the next one; it has no later rows.
-        recorded = (stamp_ns(message), rows, step if source != "sent" else 1 << 62)
-        if self._recording is not None:
-            self._recording.rows[source].append(recorded)
+        step_ns = int(times[1]) if len(times) > 1 else self._joiner.period_ns
+        self._joiner.push_chunk(
+            source,
+            rows,
+            stamp_ns=stamp_ns(message),
+            step_ns=HOLDS if source == "sent" else step_ns,
+            offset_ns=_offset_ns(),
+        )
+
+    def _on_look(self) -> None:
+        """Record the steps that are complete; pause where no frame comes any more."""
+        with self._lock:
+            for saved in self._recorder.finished():
+                error = saved.future.exception()
+                if error is not None:
+                    self.fault("save", error)
+            if self._bag is None or self._recorder.state is not State.RECORDING:
+                return
+            self._add(self._joiner.look())
+            silent_s = time.monotonic() - self._frame_at if self._frame_at is not None else 0.0
+            if silent_s > self._patience_s and self._recorder.state is State.RECORDING:
+                self._add(self._joiner.flush())
+                ages = self._resampler.ages_s(time.time_ns())
+                self._frame_at = None
+                self._recorder.lose(max(ages, key=lambda name: ages[name]), silent_s)
+
+    def _add(self, samples: Iterable[Sample]) -> None:
+        for sample in samples:
+            self._recorder.add(sample)
+
+    def _begin(self) -> None:
+        """Await the next frame as one that has none before it."""
+        self._resampler.reset()
+        self._steps.reset()
+        self._joiner = StepJoiner(round(1e9 / self._spaces.control_rate_hz))
+        self._frame_at: float | None = None
 
     def _on_start(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        if self._state_machine.current_state[1] != "active" or self._recording is not None:
-            raise RefusedError("The recorder must be active and not recording.")
-        now = time.time_ns()
         with self._lock:
-            self._resampler.reset()
-        recording = Recording(now, self._folder / "bags" / time.strftime("%Y%m%d_%H%M%S", time.gmtime(now / 1e9)) / str(now))
-        recording.bag.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = threading.Thread(target=_write_bag, args=(recording, dict(self._types)), name="bag")
-        self._writer.start()
-        self._recording = recording
-        response.success, response.message = True, str(recording.bag)
+            if self._state_machine.current_state[1] != "active" or self._bag is not None:
+                raise RefusedError("The recorder must be active and not recording.")
+            now = time.time_ns()
+            path = self._folder / "bags" / time.strftime("%Y%m%d_%H%M%S", time.gmtime(now / 1e9)) / str(now)
+            self._recorder.start(metadata={"bag": str(path.relative_to(self._folder)), "wall_clock_start_ns": now})
+            self._begin()
+            self._bag = Bag(path, dict(self._types))
+        response.success, response.message = True, str(path)
         return response
 
     def _on_finish(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        recording = self._end()
-        if recording is None or self._store is None:
-            raise RefusedError("Nothing is being recorded.")
-        index = self._store.append(recording.episode(self._spaces, success=request.data, task=self._task))
-        response.success, response.message = True, f"episode {index} of {len(recording.frames)} frames; bag {recording.bag}"
+        with self._lock:
+            self._require_episode()
+            bag = self._close_bag()
+            if self._recorder.frames == 0:
+                self._recorder.discard()
+                raise RefusedError(
+                    "Nothing is stored: there was no frame with a command of the gate (is it armed, do all streams come?)."
+                )
+            saved = self._recorder.save(success=request.data)
+        response.success = True
+        response.message = f"episode of {saved.length} frames, {'success' if saved.success else 'failure'}; bag {bag}"
         return response
 
     def _on_discard(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        response.success = self._end() is not None
-        response.message = "" if response.success else "Nothing is being recorded."
+        with self._lock:
+            self._require_episode()
+            self._close_bag()
+            self._recorder.discard()
+        response.success, response.message = True, "undo takes it back until the next start"
         return response
 
-    def _end(self) -> Recording | None:
-        recording, self._recording = self._recording, None
-        if recording is not None:
-            recording.messages.put(None)
-            self._writer.join()
-        return recording
+    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        with self._lock:
+            if request.data:
+                if self._recorder.state is State.RECORDING:
+                    self._add(self._joiner.flush())
+                self._recorder.pause()
+            else:
+                self._recorder.resume()
+                self._begin()
+        response.success = True
+        return response
+
+    def _on_undo(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        with self._lock:
+            response.message = self._recorder.undo()
+        response.success = True
+        return response
+
+    def _require_episode(self) -> None:
+        """Let an episode that is under way, stopped by a full disk, or brought back by undo pass."""
+        if self._recorder.state in (State.IDLE, State.DISCARDED):
+            raise RefusedError("Nothing is being recorded.")
+
+    def _close_bag(self) -> Path | str:
+        """Record what is still open and end the bag; return where it lies."""
+        try:
+            if self._recorder.state is State.RECORDING:
+                self._add(self._joiner.flush())
+        finally:
+            bag, self._bag = self._bag, None
+            if bag is not None:
+                bag.close()
+        return bag.path if bag is not None else "closed before"
+
+    def _end(self) -> None:
+        with self._lock:
+            if self._store is None:
+                return
+            try:
+                self._close_bag()
+            finally:
+                self._recorder.close()
+
+    def _report(self) -> None:
+        recorder = self._recorder
+        values = {
+            "state": str(recorder.state),
+            "frames": recorder.frames,
+            "durable frames": recorder.durable_frames,
+            "interventions": recorder.interventions,
+            "being stored": recorder.pending,
+        }
+        problem, self._problem = self._problem, ""
+        self._diagnostics.publish(report(self, problem, values))
 
 
-def _write_bag(recording: Recording, types: dict[str, str]) -> None:
-    """Write what is queued until None comes; runs in its own thread, so that no subscription waits for the disk."""
-    store = get_typestore(Stores.ROS2_JAZZY)
-    with Writer(recording.bag, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
-        connections = {topic: writer.add_connection(topic, name, typestore=store) for topic, name in types.items()}
-        while (item := recording.messages.get()) is not None:
-            topic, received, data = item
-            writer.write(connections[topic], received, data)
+def _offset_ns() -> int:
+    """Return the monotonic clock less the wall clock."""
+    return time.monotonic_ns() - time.time_ns()
 
 
 def main() -> int:
