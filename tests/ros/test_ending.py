@@ -57,7 +57,7 @@ def test_sigterm_ends_nodes_in_every_state(client: Client, domain: str, tmp_path
     kinds: dict[str, dict[str, object]] = {
         "gate_node": {"robot": "panda", "interface": "position"},
         "twin_node": {"robot": "panda"},
-        "teleop_node": {"device": "leader", "names": ["a", "b"]},
+        "teleop_node": {"device": "leader", "robot": "panda", "names": ["panda_joint1"]},
         "recorder_node": {"contract": str(bundle.folder / "bundle.json")},
         "policy_node": {"bundle": str(bundle.folder), "robot": "panda"},
     }

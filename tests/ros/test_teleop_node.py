@@ -86,7 +86,7 @@ def test_twists_are_passed_on_only_while_the_deadman_is_held(
 def test_a_leader_moves_the_robot_by_what_it_moves_itself_while_held(
     client: Client, operator: Operator, tmp_path: Path, domain: str
 ) -> None:
-    names = ["a", "b"]
+    names = ["shoulder_pan_joint", "elbow_joint"]
     robot, leader = np.array([0.2, -0.3]), np.array([1.0, 1.0])
     state = {"leader": leader}
     robots = client.node.create_publisher(JointState, "joint_states", SENSOR_QOS)
@@ -97,7 +97,7 @@ def test_a_leader_moves_the_robot_by_what_it_moves_itself_while_held(
         leaders.publish(joint_state(names, state["leader"], time.time_ns()))
 
     end = client.every(0.02, publish)
-    teleop = node("teleop_node", device="leader", names=names, scale=0.5, timeout_s=PATIENCE_S)
+    teleop = node("teleop_node", device="leader", robot="ur5e", names=names, scale=0.5, timeout_s=PATIENCE_S)
     with nodes(tmp_path, teleop, domain=domain):
         assert client.transition("teleop_node", CONFIGURE, ACTIVATE)
         time.sleep(0.5)
@@ -113,6 +113,48 @@ def test_a_leader_moves_the_robot_by_what_it_moves_itself_while_held(
         wait_until(lambda: len(operator.rows) > before, what="a chunk")
         np.testing.assert_allclose(operator.rows[before], robot, atol=1e-9)
     end()
+
+
+def test_a_leaders_gripper_is_mapped_from_its_own_range(client: Client, operator: Operator, tmp_path: Path, domain: str) -> None:
+    names = ["shoulder_pan", "gripper"]
+    leaders = client.node.create_publisher(JointState, "leader/joint_states", SENSOR_QOS)
+    robots = client.node.create_publisher(JointState, "joint_states", SENSOR_QOS)
+    reading = {"gripper": 1.5}
+
+    def publish() -> None:
+        robots.publish(joint_state(names[:1], np.array([0.2]), time.time_ns()))  # a driver that reports no gripper
+        leaders.publish(joint_state(names, np.array([0.9, reading["gripper"]]), time.time_ns()))
+
+    end = client.every(0.02, publish)
+    common = {"device": "leader", "names": names, "timeout_s": PATIENCE_S}
+    wrong = {
+        "no_robot": common,
+        "no_range": common | {"robot": "so101"},
+        "no_span": common | {"robot": "so101", "gripper_open": [1.5], "gripper_closed": [1.5]},
+        "two_for_one": common | {"robot": "so101", "gripper_open": [1.5, 0.0], "gripper_closed": [-0.1, 1.0]},
+        "other_joint": common | {"robot": "so101", "names": ["shoulder_pan", "grip"]},
+        "no_gripper": common | {"robot": "so101", "names": names[:1], "gripper_open": [1.5]},
+    }
+    right = node("teleop_node", robot="so101", gripper_open=[1.5], gripper_closed=[-0.1], **common)
+    refused = [node("teleop_node", name=name, **parameters) for name, parameters in wrong.items()]
+    with nodes(tmp_path, right, *refused, domain=domain) as running:
+        for name in wrong:
+            assert not client.transition(name, CONFIGURE), name
+        assert "for each of the grippers ['gripper']" in running.tail("no_range")
+        assert client.transition("teleop_node", CONFIGURE, ACTIVATE), running.tail("teleop_node")
+        time.sleep(0.5)
+        operator.held = True
+        operator.wait_for([0.2, -1.0])  # open; the arm is where it was
+        reading["gripper"] = 0.3
+        operator.wait_for([0.2, 0.5])  # (0.3 - 1.5) / (-0.1 - 1.5) = 3/4 of the way: 2 * 3/4 - 1
+        reading["gripper"] = -0.2
+        operator.wait_for([0.2, 1.0])  # a little beyond
+        reading["gripper"] = -6.0  # degrees
+        wait_until(lambda: "another unit?" in running.tail("teleop_node"), what="the refusal")
+        operator.wait_for_silence()
+    end()
+    for publisher in (leaders, robots):
+        client.node.destroy_publisher(publisher)
 
 
 def test_a_joystick_commands_while_its_button_is_held_and_asks_for_a_stop(
@@ -162,7 +204,7 @@ def test_an_operator_takes_over_from_a_running_policy_and_gives_back(
         leaders.publish(joint_state(arm.spec.joints, leader["position"], time.time_ns()))
         arm.send_chunk(wanted["policy"])
 
-    teleop = node("teleop_node", device="leader", names=list(arm.spec.joints), timeout_s=PATIENCE_S)
+    teleop = node("teleop_node", device="leader", robot="ur5e", names=list(arm.spec.joints), timeout_s=PATIENCE_S)
     with nodes(tmp_path, teleop, gate(robot="ur5e", resume_window_s=60.0), domain=domain):
         assert client.transition("teleop_node", CONFIGURE, ACTIVATE)
         arm.bring_up()

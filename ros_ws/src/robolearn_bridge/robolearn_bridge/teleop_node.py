@@ -13,6 +13,7 @@ from sensor_msgs.msg import JointState, Joy
 from std_msgs.msg import Bool
 from trajectory_msgs.msg import JointTrajectory
 
+from hardware import load_robot
 from robolearn.core.errors import RefusedError
 from robolearn.core.types import Array
 from robolearn.deploy.codecs import decode
@@ -23,14 +24,16 @@ from robolearn_bridge.parameters import declare, read, read_choice
 DEVICES = ("joy", "twist", "leader")
 HORIZON = 3
 """Rows of a chunk: the last wish holds for this many periods when the device falls silent, then the gate stops."""
+GRIPPER_SLACK = 0.25
+"""How far beyond its range a leader's gripper may be read, in ranges: further out it is another unit or another gripper."""
 
 
 class TeleopNode(SafeLifecycleNode):
     """Publishes ``teleop/chunk``, which the gate prefers to the policy's while it comes; releasing the deadman ends it.
 
     ``joy`` and ``twist`` command rates (``names``). ``leader`` commands positions relative to where leader and robot were when
-    the deadman was pressed: the clutch. The deadman is a button of the joystick, or ``teleop/deadman`` (Bool, repeated) for the
-    other two.
+    the deadman was pressed: the clutch; grippers follow absolutely, from the leader's range to [-1 open, 1 closed]. The deadman
+    is a button of the joystick, or ``teleop/deadman`` (Bool, repeated) for the other two.
     """
 
     def __init__(self) -> None:
@@ -47,6 +50,10 @@ class TeleopNode(SafeLifecycleNode):
         declare(self, "estop_button", -1, "With joy: requests a stop; -1: this node publishes no e-stop.", read_only=True)
         declare(self, "timeout_s", 0.2, "Silence of device or deadman that counts as letting go [s].", read_only=True)
         declare(self, "scale", 1.0, "With leader: robot radians per leader radian.", read_only=True)
+        declare(self, "robot", "", "With leader: the robot that is commanded, a name in hardware/.", read_only=True)
+        for end in ("open", "closed"):
+            text = f"With leader: reading of its gripper when {end}, one for each gripper among names [rad or m]."
+            declare(self, f"gripper_{end}", [0.0], text, read_only=True)
 
     def configure(self) -> None:
         """Subscribe to the device."""
@@ -59,6 +66,8 @@ class TeleopNode(SafeLifecycleNode):
             raise RefusedError(f"axes needs {rates} entries for {self._names}, got {list(read(self, 'axes'))}.")
         if self._device in ("joy", "twist") and len(read(self, "scales")) != rates:
             raise RefusedError(f"scales needs {rates} entries for {self._names}, got {list(read(self, 'scales'))}.")
+        if self._device == "leader":
+            self._configure_leader()
         self._wish: Array | None = None
         self._wish_at = self._held_at = -np.inf
         self._held = self._pressed = False
@@ -79,6 +88,24 @@ class TeleopNode(SafeLifecycleNode):
         ]
         self._estop = self.create_publisher(Bool, "e_stop", COMMAND_QOS) if read(self, "estop_button") >= 0 else None
         self._timer = self.create_timer(1 / read(self, "rate_hz"), self.guarded(self._on_timer, "timer"))
+
+    def _configure_leader(self) -> None:
+        spec = load_robot(read(self, "robot"))
+        known = (*spec.joints, *(gripper.joint for gripper in spec.grippers))
+        unknown = [name for name in self._names if name not in known]
+        if unknown:
+            raise RefusedError(f"names holds {unknown}; {spec.name} has {list(known)}.")
+        self._is_gripper = np.array([name not in spec.joints for name in self._names])
+        grippers = [name for name in self._names if name not in spec.joints]
+        self._joints = [name for name in self._names if name in spec.joints]
+        opened, closed = (np.asarray(read(self, f"gripper_{end}"), float) for end in ("open", "closed"))
+        given = len(opened) == len(closed) == max(1, len(grippers)) and np.isfinite([opened, closed]).all()
+        if not given or (opened == closed).any() == bool(grippers):
+            raise RefusedError(
+                f"gripper_open={opened.tolist()} and gripper_closed={closed.tolist()} must give the leader's readings, which "
+                f"differ, for each of the grippers {grippers} among names, and none where there are no grippers."
+            )
+        self._gripper_open, self._gripper_span = opened[: len(grippers)], (closed - opened)[: len(grippers)]
 
     def deactivate(self) -> None:
         """Let go."""
@@ -115,14 +142,27 @@ class TeleopNode(SafeLifecycleNode):
         self._take(np.append(rates, -1.0), self._held)
 
     def _on_leader(self, message: JointState) -> None:
-        self._leader = decode("joint_state", message, self._names)["position"]
+        self._leader = self._in_actions(decode("joint_state", message, self._names)["position"])
         if not self._held:
             self._leader_zero, self._robot_zero = self._leader, self._robot
-        moved = (self._leader - self._leader_zero) * read(self, "scale")
-        self._take(self._robot_zero + moved, self._held)
+        moved = self._robot_zero + (self._leader - self._leader_zero) * read(self, "scale")
+        self._take(np.where(self._is_gripper, self._leader, moved), self._held)
+
+    def _in_actions(self, leader: Array) -> Array:
+        """Return the leader's readings with its grippers in [-1 open, 1 closed]."""
+        part = (leader[self._is_gripper] - self._gripper_open) / self._gripper_span
+        if (np.abs(part - 0.5) > 0.5 + GRIPPER_SLACK).any():
+            raise RefusedError(
+                f"The leader's gripper reads {leader[self._is_gripper].tolist()}, far outside its range from "
+                f"{read(self, 'gripper_open')} to {read(self, 'gripper_closed')}: another unit?"
+            )
+        leader[self._is_gripper] = np.clip(2 * part - 1, -1.0, 1.0)
+        return leader
 
     def _on_robot(self, message: JointState) -> None:
-        self._robot = decode("joint_state", message, self._names)["position"]
+        robot = np.zeros(len(self._names))
+        robot[~self._is_gripper] = decode("joint_state", message, self._joints)["position"]
+        self._robot = robot
 
     def _on_deadman(self, message: Bool) -> None:
         self._held, self._held_at = bool(message.data), time.monotonic()
