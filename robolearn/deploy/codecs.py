@@ -7,6 +7,7 @@ through the same lines, and nothing here imports ROS.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -68,21 +69,27 @@ def decode(kind: str, message: Any, names: Sequence[str] = ()) -> dict[str, Arra
 
 
 def _joint_state(message: Any, names: Sequence[str]) -> dict[str, Array]:
-    index = {name: i for i, name in enumerate(message.name)}
-    if len(index) != len(message.name):
-        raise RefusedError(f"Joint state names a joint twice: {list(message.name)}.")
-    missing = [name for name in names if name not in index]
-    if missing:
-        raise RefusedError(f"Joint state lacks {missing}; it has {sorted(index)}.")
-    order = [index[name] for name in names]
+    order = _order(tuple(message.name), tuple(names))
     sample = {}
     for field in FIELDS["joint_state"]:
         values = np.asarray(getattr(message, field), float)
-        if values.size not in (0, len(index)):
-            raise RefusedError(f"Joint state has {len(index)} names and {values.size} values of {field}.")
+        if values.size not in (0, len(message.name)):
+            raise RefusedError(f"Joint state has {len(message.name)} names and {values.size} values of {field}.")
         if values.size:
             sample[field] = values[order]
     return sample
+
+
+@lru_cache(maxsize=64)
+def _order(given: tuple[str, ...], names: tuple[str, ...]) -> Array:
+    """Return where each of ``names`` stands in ``given``; a driver gives the same names in every message."""
+    index = {name: i for i, name in enumerate(given)}
+    if len(index) != len(given):
+        raise RefusedError(f"Joint state names a joint twice: {list(given)}.")
+    missing = [name for name in names if name not in index]
+    if missing:
+        raise RefusedError(f"Joint state lacks {missing}; it has {sorted(index)}.")
+    return np.array([index[name] for name in names], int)
 
 
 def _pose(message: Any, _: Sequence[str]) -> dict[str, Array]:

@@ -27,7 +27,7 @@ class WorkspaceGuard:
         """
         if spec.model is None:
             raise RefusedError(f"Robot {spec.name!r} has no kinematic model, so its workspace cannot be checked.")
-        self._spec, self._box = spec, (np.array(spec.workspace.low), np.array(spec.workspace.high))
+        self._spec, self._box = spec, (np.array(spec.workspace.low, float), np.array(spec.workspace.high, float))
         self._model = mujoco.MjModel.from_xml_path(str(spec.model.locate()))
         self._data = mujoco.MjData(self._model)
         self._qpos, self._xpos, self._xmat, self._centres = (
@@ -52,18 +52,17 @@ class WorkspaceGuard:
         allowed = np.ones(positions.shape[1], bool)
         for row in range(positions.shape[1]):
             # The end of the stop plan, which comes last, is the most likely to be forbidden.
-            reasons = (self.violation(q, margin_m=self._spec.workspace.margin_m) for q in positions[::-1, row, : self._spec.dim])
-            reason = next((r for r in reasons if r), "")
-            allowed[row] = not reason
-            if reason:
-                self.counts[reason] += 1
+            for position in positions[::-1, row, : self._spec.dim]:
+                if reason := self.violation(position, margin_m=self._spec.workspace.margin_m):
+                    allowed[row] = False
+                    self.counts[reason] += 1
+                    break
         return allowed
 
     def violation(self, position: Array, *, margin_m: float = 0.0) -> str:
         """Return what the joint positions (n,) [rad] violate, or "" if nothing."""
         self._move(position)
-        tcp = self.tcp_positions()
-        if not ((tcp >= self._box[0] + margin_m) & (tcp <= self._box[1] - margin_m)).all():
+        if _outside(self.tcp_positions(), *self._box, margin_m):
             return "workspace"
         limit_m = float(self._spec.workspace.min_distance_m + margin_m)
         near = -1
@@ -134,6 +133,16 @@ def _tool_points(xpos: Array, xmat: Array, base: int, tools: Array, offset: Arra
             for k in range(3):
                 points[arm, k] += away * xmat[base, 3 * axis + k]
     return points
+
+
+@compiled
+def _outside(points: Array, low: Array, high: Array, margin_m: float) -> bool:
+    """Return whether one of the points (arms, 3) is not inside the box (3,), (3,)."""
+    for arm in range(len(points)):
+        for axis in range(3):
+            if not low[axis] + margin_m <= points[arm, axis] <= high[axis] - margin_m:
+                return True
+    return False
 
 
 @compiled

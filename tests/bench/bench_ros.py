@@ -9,11 +9,13 @@ Needs the ROS wheels. Figures of a busy machine are worse: the load average is p
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -29,13 +31,14 @@ os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(PROFILE)
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from harness import ACTIVATE, CONFIGURE, Client, fresh_domain, node, wait_until  # noqa: E402
 from sensor_msgs.msg import Image, JointState  # noqa: E402
-from std_msgs.msg import Bool, String  # noqa: E402
+from std_msgs.msg import Bool, Float64MultiArray, String  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
 
 from hardware import load_robot  # noqa: E402
 from robolearn.deploy.codecs import stamp_ns  # noqa: E402
 from robolearn.deploy.launcher import Launched, WorkspacePackages  # noqa: E402
-from robolearn_bridge.messages import COMMAND_QOS, SENSOR_QOS, chunk_message, joint_state  # noqa: E402
+from robolearn_bridge.inbox import Inbox  # noqa: E402
+from robolearn_bridge.messages import COMMAND_QOS, RECORD_QOS, SENSOR_QOS, chunk_message, joint_state  # noqa: E402
 
 SECONDS = float(os.environ.get("BENCH_SECONDS", "20"))
 REPEATS = int(os.environ.get("BENCH_REPEATS", "20"))
@@ -91,34 +94,69 @@ BUSY = "import torch; torch.set_num_threads(1); m = torch.randn(512, 512)\nwhile
 
 
 class Robot:
-    """A robot's side of the gate: joint states at its rate, what the gate says, and the operator's e-stop."""
+    """A robot's side of the gate: a driver that sends joint states and takes commands in one thread, and the operator's e-stop.
+
+    The driver waits for its messages by itself (:class:`robolearn_bridge.inbox.Inbox`): through rclpy's executor a command would
+    wait for up to a millisecond of this program's own Python.
+    """
 
     def __init__(self, client: Client, robot: str, rate_hz: float) -> None:
         self.client, self.spec = client, load_robot(robot)
         self.position = np.array(self.spec.home)
-        self.pressed = False
-        self.latencies_s: list[float] = []
+        self.pressed, self.publishing = False, True
         self.states: list[tuple[float, str]] = []
         self.diagnostics: dict[str, str] = {}
+        self.asked_ns: list[int] = []
+        """Stamps of the joint states that were sent [ns]."""
+        self.arrived_ns: dict[tuple[float, ...], int] = {}
+        """Command -> when it came first [ns]."""
+        self.stamps_ns: dict[tuple[float, ...], int] = {}
+        """Command -> stamp of the joint state that it answers, as the gate says beside it [ns]."""
         ros = client.node
         self._states = ros.create_publisher(JointState, "joint_states", SENSOR_QOS)
         self._estop = ros.create_publisher(Bool, "e_stop", COMMAND_QOS)
-        ros.create_subscription(JointTrajectory, "gate_node/sent", self._on_sent, COMMAND_QOS)
-        ros.create_subscription(String, "gate_node/state", self._on_state, COMMAND_QOS)
         ros.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, COMMAND_QOS)
-
-        self.publishing = True
-
-        def publish() -> None:
-            if self.publishing:
-                self._states.publish(joint_state(self.spec.joints, self.position, time.time_ns()))
-
-        client.every(1 / rate_hz, publish)
+        self._inbox = Inbox(ros)
+        self._inbox.hear(Float64MultiArray, self.spec.topic("command", "position").name, self._on_command, COMMAND_QOS)
+        self._inbox.hear(String, "gate_node/state", self._on_state, COMMAND_QOS)
+        self._inbox.hear(JointTrajectory, "gate_node/sent", self._on_sent, RECORD_QOS)
         client.every(0.05, lambda: self._estop.publish(Bool(data=self.pressed)))
+        self._closing = threading.Event()
+        self._driver = threading.Thread(target=self._drive, args=(1 / rate_hz,))
+        self._driver.start()
+
+    def _drive(self, period_s: float) -> None:
+        begin, count = time.monotonic(), 0
+        while not self._closing.is_set():
+            if self.publishing:
+                stamp = time.time_ns()
+                self._states.publish(joint_state(self.spec.joints, self.position, stamp))
+                self.asked_ns.append(stamp)
+            count = max(count + 1, int((time.monotonic() - begin) / period_s))
+            while (left_s := begin + count * period_s - time.monotonic()) > 0:
+                self._inbox.wait(left_s)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._driver.join()
+        self._inbox.destroy()
+
+    def _on_command(self, message: Float64MultiArray) -> None:
+        self.arrived_ns.setdefault(tuple(message.data), time.time_ns())
+        self.position = np.array(message.data)
 
     def _on_sent(self, message: JointTrajectory) -> None:
-        self.latencies_s.append((time.time_ns() - stamp_ns(message)) / 1e9)
-        self.position = np.array(message.points[0].positions[: self.spec.dim])
+        self.stamps_ns.setdefault(tuple(message.points[0].positions[: self.spec.dim]), stamp_ns(message))
+
+    def forget(self) -> None:
+        for record in (self.asked_ns, self.arrived_ns, self.stamps_ns):
+            record.clear()
+
+    def latencies_s(self) -> list[float]:
+        """Return the times from a joint state's stamp to the arrival of its command, without ticks that no state asked for."""
+        asked = set(self.asked_ns)
+        answers = [(self.stamps_ns[c], at) for c, at in self.arrived_ns.items() if c in self.stamps_ns]
+        return [(at - stamp) / 1e9 for stamp, at in answers if stamp in asked]
 
     def _on_state(self, message: String) -> None:
         self.states.append((time.monotonic(), message.data))
@@ -152,21 +190,36 @@ def running(robot: str, **parameters: object):
     process = node("gate_node", robot=robot, interface="position", realtime_priority=priority, **parameters)
     environ["PYTHONPATH"] = packages.python_path(environ)
     with tempfile.TemporaryDirectory() as folder, Launched([process], packages, log_folder=Path(folder), environ=environ):
-        client = Client(domain)
+        client, started = Client(domain), list[subprocess.Popen]()
+        arm = Robot(client, robot, float(parameters.get("rate_hz", 100.0)))  # type: ignore[arg-type]
         try:
-            arm = Robot(client, robot, float(parameters.get("rate_hz", 100.0)))  # type: ignore[arg-type]
             assert client.transition("gate_node", CONFIGURE, ACTIVATE)
             assert client.set_bool("gate_node/arm", True)[0]
+            _take_priority(priority - 10)
 
             def start(script: str, *args: str, changes: dict[str, str] | None = None, **options: object) -> subprocess.Popen:
                 own = environ | (changes or {})
                 if changes:
                     own.pop("FASTRTPS_DEFAULT_PROFILES_FILE", None)
-                return subprocess.Popen([sys.executable, "-c", script, *args], env=own, **options)
+                started.append(subprocess.Popen([sys.executable, "-c", script, *args], env=own, **options))
+                return started[-1]
 
             yield arm, start
         finally:
+            for other in started:
+                other.kill()
+                other.wait()
+            arm.close()
             client.close()
+
+
+def _take_priority(priority: int) -> None:
+    """A robot's driver is a real-time process as well; it ranks below the gate."""
+    gc.collect()
+    gc.freeze()
+    for thread in Path("/proc/self/task").iterdir() if priority > 0 else ():
+        policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK  # the processes that it starts are ordinary ones
+        os.sched_setscheduler(int(thread.name), policy, os.sched_param(priority))
 
 
 def show(what: str, seconds: list[float] | np.ndarray) -> None:
@@ -179,20 +232,21 @@ def show(what: str, seconds: list[float] | np.ndarray) -> None:
 def latency() -> None:
     with running("ur5e", trigger="state", rate_hz=500.0) as (arm, start):
         arm.ready()
-        player = start(PLAYER, "ur5e")
+        start(PLAYER, "ur5e")
         arm.first("running", 0.0)
         time.sleep(2)
-        arm.latencies_s.clear()
+        arm.forget()
         time.sleep(SECONDS)
-        show("joint state in -> command out, 500 Hz", list(arm.latencies_s))
-        player.kill()
-        player.wait()
+        arm.publishing = False
+        time.sleep(0.1)
+        show(f"joint state in -> command out, 500 Hz, {len(arm.asked_ns)} joint states", arm.latencies_s())
 
 
 def jitter() -> None:
     with running("panda") as (arm, start):
         arm.ready()
-        players = [start(PLAYER, "panda"), start(BUSY)]
+        start(PLAYER, "panda")
+        start(BUSY)
         arm.first("running", 0.0)
         time.sleep(SECONDS)
         wait_until(lambda: bool(arm.diagnostics), 5, what="diagnostics")
@@ -201,9 +255,6 @@ def jitter() -> None:
             f"gate loop at 100 Hz beside a busy torch process, {SECONDS:.0f} s: {found} (load {os.getloadavg()[0]:.1f})",
             flush=True,
         )
-        for player in players:
-            player.kill()
-            player.wait()
 
 
 def estop() -> None:
@@ -282,8 +333,6 @@ def sensor() -> None:
             arm.publishing = True
             player.send_signal(signal.SIGSTOP)
             arm.first("latched", at)
-        player.kill()
-        player.wait()
         show(f"joint states end -> ramp-down begun (limit {timeout_s * 1e3:.0f} ms)", took)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from robolearn_bridge.adapters import Output, rate_outputs
 from robolearn_bridge.diagnostics import report
 from robolearn_bridge.exclusive import ExclusiveTopics
 from robolearn_bridge.gate_parameters import declare_gate, make_gate
+from robolearn_bridge.inbox import Inbox
 from robolearn_bridge.lifecycle import SafeLifecycleNode, run
 from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS, RECORD_QOS, SENSOR_QOS, chunk_rows
 from robolearn_bridge.parameters import read, read_choice
@@ -38,6 +41,7 @@ STOP_PATIENCE_S = 5.0
 STEADY = Clock(clock_type=ClockType.STEADY_TIME)
 DISCOVERY_S = 0.5
 """Age at which a node has been told of the publishers of its machine or LAN, unless announcements were lost."""
+AWAKE = Path("/dev/cpu_dma_latency")
 WATCH_S = 0.1
 """Period in which the graph is asked for other commanders."""
 ACKNOWLEDGED = Duration(seconds=0.2)
@@ -55,6 +59,8 @@ class GateNode(SafeLifecycleNode):
         super().__init__("gate_node")
         declare_gate(self)
         self._loop: threading.Thread | None = None
+        self._inbox: Inbox | None = None
+        self._awake: FileIO | None = None
         self._changing, self._made_at = threading.RLock(), time.monotonic()
 
     def configure(self) -> None:
@@ -78,14 +84,13 @@ class GateNode(SafeLifecycleNode):
         self._sent = self.create_publisher(JointTrajectory, "~/sent", RECORD_QOS)
         self._preview = self.create_publisher(JointTrajectory, "~/preview", SENSOR_QOS)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", COMMAND_QOS)
-        self._heard = [
-            self.create_subscription(JointState, "joint_states", self.guarded(self._on_state, "joint_states"), SENSOR_QOS),
-            self.create_subscription(JointTrajectory, "policy/chunk", self.guarded(self._on_chunk, "policy/chunk"), COMMAND_QOS),
-            self.create_subscription(JointTrajectory, "teleop/chunk", self.guarded(self._on_chunk, "teleop/chunk"), COMMAND_QOS),
-            self.create_subscription(Bool, "e_stop", self.guarded(self._on_estop, "e_stop"), COMMAND_QOS),
-        ]
-        hears = [heard for output in outputs for heard in output.hears]
-        self._heard += [self.create_subscription(kind, t, self.guarded(call, t), SENSOR_QOS) for kind, t, call in hears]
+        self._inbox = Inbox(self)
+        self._inbox.hear(Bool, "e_stop", self.guarded(self._on_estop, "e_stop"), COMMAND_QOS)
+        self._inbox.hear(JointState, "joint_states", self.guarded(self._on_state, "joint_states"), SENSOR_QOS, newest=True)
+        for topic in ("policy/chunk", "teleop/chunk"):
+            self._inbox.hear(JointTrajectory, topic, self.guarded(self._on_chunk, topic), COMMAND_QOS)
+        for kind, topic, call in (heard for output in outputs for heard in output.hears):
+            self._inbox.hear(kind, topic, self.guarded(call, topic), SENSOR_QOS, newest=True)
         self._offered = [
             self.create_service(SetBool, "~/arm", self.guarded(self._on_arm, "arm")),
             self.create_service(Trigger, "~/reset", self.guarded(self._on_reset, "reset")),
@@ -96,6 +101,7 @@ class GateNode(SafeLifecycleNode):
             self.create_timer(1.0, self.guarded(self._report, "diagnostics"), clock=STEADY),
             self.create_timer(WATCH_S, self.guarded(self._watch_others, "watch"), clock=STEADY),
         ]
+        self._inbox.start()
 
     def activate(self) -> None:
         """Start the control loop; the gate stays latched, and a dry run until it is armed."""
@@ -109,6 +115,9 @@ class GateNode(SafeLifecycleNode):
         with self._changing:
             self._outputs = [(o, self.create_publisher(o.message_type, o.topic, COMMAND_QOS)) for o in self._made]
             self._closing = threading.Event()
+            # What is loaded by now stays: the collector need not look through it while commands wait.
+            gc.collect()
+            gc.freeze()
             target = self._watch_lockstep if self._lockstep else self._run_loop
             self._loop = threading.Thread(target=target, name="control loop")
             self._loop.start()
@@ -128,28 +137,34 @@ class GateNode(SafeLifecycleNode):
             self._closing.set()
             self._loop.join()
             self._loop = None
-            self._send(self._tick())
-            outputs, self._outputs = self._outputs, []
+            with self._lock:
+                self._send(self._gate.tick(self._now_s()))
+                outputs, self._outputs = self._outputs, []
             for _, publisher in outputs:
                 publisher.wait_for_all_acked(ACKNOWLEDGED)
                 self.destroy_publisher(publisher)
             self._topics.release()
+            if self._awake is not None:
+                self._awake.close()
+                self._awake = None
 
     def cleanup(self) -> None:
         """Remove topics and services."""
         self.stop()
         for publisher in (self._status, self._diagnostics, self._sent, self._preview):
             self.destroy_publisher(publisher)
-        for subscription in self._heard:
-            self.destroy_subscription(subscription)
+        if self._inbox is not None:
+            self._inbox.destroy()
         for service in self._offered:
             self.destroy_service(service)
         for timer in self._timers:
             self.destroy_timer(timer)
 
     def stop(self) -> None:
-        """See :meth:`deactivate`."""
+        """See :meth:`deactivate`; then nothing more is heard."""
         self.deactivate()
+        if self._inbox is not None:
+            self._inbox.stop()
 
     def fault(self, where: str, error: BaseException) -> None:
         """A refused message is not used; any other exception is a defect of ours, and stops the robot."""
@@ -177,7 +192,7 @@ class GateNode(SafeLifecycleNode):
                 self._gate.on_measured(position, stamp_s=self._steady_s(stamp), now_s=time.monotonic())
             if self._on_arrival and self._loop is not None:
                 self._arrived_at = time.monotonic()
-                self._send(self._tick(), stamp)
+                self._tick(stamp)
             return
         with self._lock:
             self._pending_ns, self._pending_at = stamp, time.monotonic()
@@ -214,8 +229,7 @@ class GateNode(SafeLifecycleNode):
             self._ticks += 1
             self._gate.on_stream(JOINT_STATES, stamp_s=self._now_s(), now_s=self._now_s())
             self._refused(self._gate.on_chunk(replace(chunk, stamp_s=self._now_s()), now_s=self._now_s()))
-            command = self._gate.tick(self._now_s())
-        self._send(command, stamp)
+            self._send(self._gate.tick(self._now_s()), stamp)
 
     def _refused(self, reason: str) -> None:
         if reason:
@@ -226,7 +240,7 @@ class GateNode(SafeLifecycleNode):
             self._heartbeat_at = time.monotonic()
             self._gate.on_estop(message.data, now_s=self._now_s())
         if message.data and self._loop is not None and not self._lockstep:
-            self._send(self._tick())
+            self._tick()
 
     def _on_arm(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         with self._lock:
@@ -271,14 +285,14 @@ class GateNode(SafeLifecycleNode):
             if self._on_arrival and time.monotonic() - self._arrived_at < 1.5 * self._period_s:
                 continue  # the robot's own clock is ticking
             try:
-                self._send(self._tick())
+                self._tick()
             except Exception as error:
                 self.fault("control loop", error)
             if wait < -1.0:
                 start, tick = time.monotonic(), 0
 
     def _take_priority(self) -> None:
-        """Put every thread of this process before the ordinary ones of the machine, if that was asked for."""
+        """If that was asked for, put the threads of this process before the ordinary ones of the machine and keep cores awake."""
         priority = read(self, "realtime_priority")
         if not priority:
             return
@@ -289,6 +303,10 @@ class GateNode(SafeLifecycleNode):
             raise RefusedError(
                 f"realtime_priority={priority} was not granted ({error}); allow it with `ulimit -r` or set it to 0."
             ) from error
+        if self._awake is None and os.access(AWAKE, os.W_OK):
+            # Held open, as the kernel wants it: 0 us is the longest that a core may take to wake up (Documentation/power/pm_qos).
+            self._awake = AWAKE.open("wb", buffering=0)
+            self._awake.write(bytes(4))
 
     def _watch_lockstep(self) -> None:
         """Stop when simulator, policy or e-stop publisher have been silent, by the steady clock: ticks cannot tell."""
@@ -303,19 +321,20 @@ class GateNode(SafeLifecycleNode):
                     self._gate.stop(reason, now_s=self._now_s())
                 self._tick_lockstep(publish=True)
 
-    def _tick(self) -> Command:
+    def _tick(self, stamp: int | None = None) -> None:
+        """Tick and send; under the lock, so that commands leave in the order in which they were made."""
         with self._lock:
-            return self._gate.tick(self._now_s())
+            self._send(self._gate.tick(self._now_s()), stamp)
 
     def _tick_lockstep(self, *, publish: bool) -> None:
         with self._lock:
             self._ticks += 1
             self._gate.on_stream(JOINT_STATES, stamp_s=self._now_s(), now_s=self._now_s())
-            command, stamp = self._gate.tick(self._now_s()), self._pending_ns
-        if publish:
-            self._send(command, stamp)
-        else:
-            self._show(command)
+            command = self._gate.tick(self._now_s())
+            if publish:
+                self._send(command, self._pending_ns)
+            else:
+                self._show(command)
 
     def _send(self, command: Command, stamp: int | None = None) -> None:
         if np.isfinite(command.position).all():
@@ -325,7 +344,9 @@ class GateNode(SafeLifecycleNode):
                     message = output.make(command, at)
                     if message is not None:
                         publisher.publish(message)
-            (self._sent if command.send else self._preview).publish(self._echo.make(command, at))
+            echo = self._sent if command.send else self._preview
+            if echo.get_subscription_count():
+                echo.publish(self._echo.make(command, at))
         self._show(command)
 
     def _show(self, command: Command) -> None:
