@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -77,6 +78,8 @@ class DeployRecipe:
     policy's base, stop at twice the threshold."""
     exec_horizon: int = 8
     """Actions of a chunk that are executed before the next decision."""
+    continuation: Literal["switch", "blend", "guided", "trained"] = "switch"
+    """How a new chunk continues the one under way, in real time by the delay that is measured."""
     episodes: int = 50
     """Episodes, each from its own initial state, run both over ROS and by the direct evaluator."""
     seed: int = 0
@@ -155,7 +158,9 @@ def make_bundle(
     spec, spaces = load_robot(settings.robot), _spaces(checkpoint)
     fingers = tuple(f"{spec.name}_finger_joint{i}" for i in (1, 2)) if spec.grippers else ()
     contract = contract_from_names(spaces, arm_joints=spec.joints, finger_joints=fingers)
-    executor = ExecutorConfig(settings.exec_horizon)
+    # The direct evaluator has no clock to measure by: it and lockstep take no step of delay.
+    realtime = settings.sync == "realtime" and settings.continuation != "switch"
+    executor = ExecutorConfig(settings.exec_horizon, continuation=settings.continuation, delay_steps=None if realtime else 0)
     bundle = write_bundle(folder, BundleParts(checkpoint, contract, executor, task, novelty=novelty))
     bundle.require_robot(spec.name)
     return bundle
@@ -228,6 +233,7 @@ def _judged(training: Recipe, settings: DeployRecipe) -> Recipe:
         seed=settings.seed,
         exec_horizon=settings.exec_horizon,
         temporal_overlap=False,
+        continuation=settings.continuation,
         policy_seed=0,
     )
     # One environment at a time, as on a robot: a network may round differently in a batch.

@@ -21,6 +21,7 @@ KEPT_LATENCIES = 500
 DELAY_WINDOW = 50
 """The newest decisions by which the delay is judged: one slow call is forgotten after so many."""
 DELAY_QUANTILE = 0.95
+"""Of their durations, the one that is expected of the next."""
 
 
 class Engine:
@@ -32,8 +33,31 @@ class Engine:
     """
 
     def __init__(
-        self, policy: Policy, config: ExecutorConfig, *, clock: Clock, novelty: ObservationNovelty | None = None
+        self,
+        policy: Policy,
+        config: ExecutorConfig,
+        *,
+        clock: Clock,
+        novelty: ObservationNovelty | None = None,
+        delay_quantile: float = DELAY_QUANTILE,
+        longest_delay: int | None = None,
     ) -> None:
+        """Put a policy to work.
+
+        Args:
+            policy: decides.
+            config: how its chunks are executed.
+            clock: measures decisions.
+            novelty: scores observations.
+            delay_quantile: of the newest decisions' durations, the one expected of the next where ``delay_steps`` is null.
+            longest_delay: most control steps that are expected, however long decisions take; None: as far as chunks allow.
+
+        Raises:
+            RefusedError: the quantile lies outside (0, 1], or the policy cannot do what ``config`` asks for.
+        """
+        if not 0 < delay_quantile <= 1:
+            raise RefusedError(f"delay_quantile={delay_quantile} must lie in (0, 1].")
+        self._delay_quantile, self._longest_delay = delay_quantile, longest_delay
         base = getattr(policy, "base", None) if novelty is not None else None
         self._fallback = FallbackPolicy(policy, base) if isinstance(base, Policy) else None
         self._policy: Policy = self._fallback or policy
@@ -54,14 +78,22 @@ class Engine:
         return self._fallback is not None and self._fallback.fallen_back
 
     def warm_up(self) -> float:
-        """Decide once on zeros, which pays for compilation and caches, and return how long that took [s]."""
+        """Decide on zeros, which pays for compilation and caches, and return how long that took [s].
+
+        Once; and once more to continue the first chunk, where chunks are continued.
+
+        Raises:
+            RefusedError: the policy cannot continue chunks as the configuration asks.
+        """
         features = self._policy.spaces.observation
         frame = {key: np.zeros(f.shape, f.dtype) for key, f in features.items()}
         self.reset(np.random.default_rng(0))
         begin = self._clock()
-        self._plan(frame)
+        for _ in range(1 + self._config.exec_horizon * (self._config.continuation != "switch")):
+            self._plan(frame)
         took = self._clock() - begin
         self.latencies_s.clear()
+        self.decisions = self.deadline_misses = 0
         self.reset(np.random.default_rng(0))
         return took
 
@@ -112,8 +144,9 @@ class Engine:
     def expected_delay(self) -> int:
         """Return how many control steps a decision is expected to take: a quantile of the newest, as far as chunks allow."""
         newest = list(self.latencies_s)[-DELAY_WINDOW:]
-        wanted = self._steps(float(np.quantile(newest, DELAY_QUANTILE))) if newest else 0
-        return min(wanted, self._policy.pred_horizon - self._config.exec_horizon)
+        wanted = self._steps(float(np.quantile(newest, self._delay_quantile))) if newest else 0
+        allowed = self._policy.pred_horizon - self._config.exec_horizon
+        return min(wanted, allowed if self._longest_delay is None else min(allowed, self._longest_delay))
 
     def _steps(self, seconds: float) -> int:
         """Return the control steps that begin within ``seconds`` of a decision's start; one that is ready in time delays none."""

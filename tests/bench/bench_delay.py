@@ -5,9 +5,11 @@
     robolearn bench delay draw <picture> <file with the output of the command above> ...
 
 The pipeline is the deployed one (engine, step clock, command gate) on a simulated clock: a decision that takes d control steps
-looks at one frame and reaches the gate d steps later; the frames in between are only looked at. ``aligned`` is what
-``policy_node`` and ``gate_node`` do: a chunk is entered at the age of its observation, and the plan moves on by the steps that
-went by. ``not aligned`` begins every chunk with its first row when it arrives and lets the plan move by one row a decision.
+looks at one frame and reaches the gate d steps later; the frames in between are only looked at. What ``policy_node`` and
+``gate_node`` do: a chunk is entered at the age of its observation, and the plan moves on by the steps that went by; where the
+policy can, chunks are also continued (``guided``; ``trained`` within its ``max_delay``) by the delay that the engine measures
+on the simulated clock. ``not aligned`` begins every chunk with its first row when it arrives and lets the plan move by one row a
+decision.
 
 With ``methods`` the ways of continuing the chunk under way are compared instead, aligned all of them, on the same initial states:
 hard switch, temporal ensembling, blending, guidance, and trained prefixes where the policy has ``max_delay``. The first chunk
@@ -19,7 +21,7 @@ one printed.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from robolearn.commands.policy_reference import run_folder
 from robolearn.commands.recipe import load_recipe
 from robolearn.commands.simulation import make_recipe_env
 from robolearn.commands.train import RECIPE_FILE
-from robolearn.core.protocols import Env, Policy
+from robolearn.core.protocols import ContinuingPolicy, Env, Policy
 from robolearn.core.seeding import VALIDATION_SEED_BLOCK, generator
 from robolearn.core.types import Array
 from robolearn.deploy.chunk import Chunk, StepClock
@@ -39,7 +41,7 @@ from robolearn.deploy.gate_config import GateConfig
 from robolearn.evaluate.result import RolloutConfig
 from robolearn.evaluate.rollout import evaluate
 from robolearn.evaluate.statistics import clopper_pearson
-from robolearn.policies.loading import load_policy
+from robolearn.policies.loading import load_policy, trained_delay
 from robolearn.train.checkpoint import find_checkpoint
 
 LONG_S = 1e6
@@ -54,7 +56,7 @@ class Deployment:
     executor: ExecutorConfig
     delay: int
     """Control steps that a decision takes."""
-    aligned: bool
+    aligned: bool = True
 
     def __post_init__(self) -> None:
         spaces = self.env.spec.spaces
@@ -65,7 +67,8 @@ class Deployment:
 
     def solved(self, seed: int) -> bool:
         """Run one episode."""
-        engine = Engine(self.policy, self.executor, clock=lambda: 0.0)
+        self._clock_s = 0.0
+        engine = Engine(self.policy, self.executor, clock=self._read_clock)
         engine.reset(generator(0, "episode", seed))
         steps = StepClock(self._period_s)
         timeouts = dict.fromkeys(("policy_timeout_s", "chunk_timeout_s", "max_command_age_s", "resume_window_s"), LONG_S)
@@ -94,6 +97,11 @@ class Deployment:
             if step.ended[0]:
                 return bool(step.success[0])
         return False
+
+    def _read_clock(self) -> float:
+        """Let each decision, which reads the clock when it begins and when it ends, last for its delay (and a rounding)."""
+        self._clock_s += (self.delay + 1e-3) * self._period_s
+        return self._clock_s
 
     def _decide(self, engine: Engine, steps: StepClock, frames: list[tuple[int, dict[str, Array]]]) -> tuple[Array, bool]:
         """Return the chunk of the newest frame and whether the policy was asked for it."""
@@ -174,16 +182,24 @@ def main(reference: str, episodes: str = "50", largest: str = "6", *more: str) -
     env = make_recipe_env(recipe)
     policy = load_policy(checkpoint, spaces=env.spec.spaces)
     executor = ExecutorConfig(min(recipe.evaluate.exec_horizon, policy.pred_horizon))
+    columns = {"switch": (executor, True), "not aligned": (executor, False)}
+    for method in ("guided", "trained") if isinstance(policy, ContinuingPolicy) else ():
+        if method == "guided" or trained_delay(policy):
+            columns[method] = (replace(executor, continuation=method, delay_steps=None), True)
     period_ms = 1e3 / env.spec.spaces.control_rate_hz
     print(f"{reference}: {env.spec.task}, {executor.exec_horizon} of {policy.pred_horizon} rows, {episodes} episodes")
+    print(f"| decision takes | {' | '.join(columns)} |\n|---{'|---' * len(columns)}|")
     for delay in range(int(largest) + 1):
         cells = []
-        for aligned in (True, False):
-            deployment = Deployment(env, policy, executor, delay, aligned)
+        for name, (config, aligned) in columns.items():
+            if name == "trained" and delay > trained_delay(policy):
+                cells.append("")
+                continue
+            deployment = Deployment(env, policy, config, delay, aligned)
             solved = sum(deployment.solved(VALIDATION_SEED_BLOCK + i) for i in range(int(episodes)))
             low, high = clopper_pearson(solved, int(episodes))
-            cells.append(f"{'aligned' if aligned else 'not aligned'} {solved}/{episodes} [{low:.2f}, {high:.2f}]")
-        print(f"{delay * period_ms:4.0f} ms  " + "   ".join(cells), flush=True)
+            cells.append(f"{solved}/{episodes} [{low:.2f}, {high:.2f}]")
+        print(f"| {delay * period_ms:.0f} ms | {' | '.join(cells)} |", flush=True)
     env.close()
 
 

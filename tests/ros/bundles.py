@@ -27,7 +27,9 @@ INITIAL_STATES = 80
 FINGERS = ("panda_finger_joint1", "panda_finger_joint2")
 
 
-def untrained_bundle(folder: Path, *, task: str = "lift", exec_horizon: int = 8, refined: bool = False) -> Bundle:
+def untrained_bundle(
+    folder: Path, *, task: str = "lift", kind: str = "chunk_bc", exec_horizon: int = 8, refined: bool = False
+) -> Bundle:
     """Return a new bundle; ``refined`` corrects the policy, and scores novelty against the task's initial states."""
     torch.manual_seed(0)
     env = make_env(task, EnvOptions(1))
@@ -38,7 +40,8 @@ def untrained_bundle(folder: Path, *, task: str = "lift", exec_horizon: int = 8,
     rows = {key: rng.uniform(-1, 1, (100, size)) for key, size in flat_streams(spaces).items()}
     normalizer = Normalizer(flat_streams(spaces)).fit({key: Statistics.of(value) for key, value in rows.items()})
     net = DenoiserConfig(kind="mlp", mlp=MlpConfig(width=32, blocks=1, level_width=8))
-    policy = make_policy("chunk_bc", config_class("chunk_bc")(net=net), spaces, normalizer)
+    config = config_class(kind)(**{"denoiser" if kind == "diffusion" else "net": net})
+    policy = make_policy(kind, config, spaces, normalizer)
     if refined:
         policy = method("residual").refined_policy(policy, method_config("residual")())
     save_policy(folder / "checkpoint", policy, averaged=policy.state_dict())

@@ -166,3 +166,35 @@ def test_chunks_come_from_fresh_complete_streams_only(client: Client, domain: st
         assert all(tuple(chunk.joint_names) == bundle.spaces.action.names for chunk in chunks)
         assert running.exit_code("wrong_robot") is None
     assert "made for robot 'panda', not for 'ur5e'" in (tmp_path / "wrong_robot.log").read_text()
+
+
+def test_chunks_are_continued_by_policies_that_can(client: Client, domain: str, tmp_path: Path, bundle: Bundle) -> None:
+    able = untrained_bundle(tmp_path / "able", kind="diffusion")
+    known = {"robot": "panda", "bundle": str(able.folder)}
+    processes = [
+        node("policy_node", name="guided", continuation="guided", delay_quantile=0.9, **known),
+        node("policy_node", name="blind", continuation="guided", **known | {"bundle": str(bundle.folder)}),
+        node("policy_node", name="untrained", continuation="trained", **known),
+    ]
+    refusals = {
+        "blind": "continuation='guided': the policy 'corrected' of bundle bundle cannot",
+        "untrained": "was not trained for it (max_delay=0)",
+    }
+    with nodes(tmp_path / "logs", *processes, domain=domain) as running:
+        for name, says in refusals.items():
+            assert not client.transition(name, CONFIGURE)
+            assert says in running.tail(name)
+        assert client.transition("guided", CONFIGURE, ACTIVATE), running.tail("guided")
+        wait_until(lambda: client.says("guided", "continuation") == "guided", what="the diagnostics")
+        assert client.says("guided", "expected delay [steps]") == "0"  # nothing was decided yet; the warm-up does not count
+        env = make_env("lift", EnvOptions(1))
+        observation = {key: value[0] for key, value in env.reset([1]).items()}
+        env.close()
+        offered = contract_from_names(env.spec.spaces, arm_joints=load_robot("panda").joints, finger_joints=FINGERS)
+        sensors = Sensors(client, able, SimulatedStreams(offered, env.spec.spaces), observation)
+        assert client.trigger("guided/start")[0]
+        end = client.every(0.05, sensors.send)
+        # 8 of 16 rows are executed: from the second decision on, a chunk continues another.
+        wait_until(lambda: client.count("guided", "chunks") >= 20, what=f"chunks; {running.tail('guided')}")
+        end()
+        assert client.count("guided", "frames_refused") == 0

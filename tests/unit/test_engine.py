@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from robolearn.core.errors import RefusedError
 from robolearn.core.types import STATE, ActionChunk, FeatureSpec, Spaces
 from robolearn.deploy.chunk import StepClock
 from robolearn.deploy.engine import Engine
@@ -74,9 +75,19 @@ def test_a_refined_policy_falls_back_to_its_base_and_stays_there_until_reset():
     assert act(made, 9)[0] == 900.75
 
 
-def test_the_delay_is_measured_and_misses_are_counted():
-    # Decisions take 120, 120, 20 and 130 ms at 20 Hz: 2, 2, 0 and 2 steps. Nothing is expected of the first, which so misses;
-    # from then on the 95 % quantile, 120 ms, says 2 steps.
+@pytest.mark.parametrize(
+    ("limits", "asked", "misses"),
+    [
+        # Decisions take 120, 120, 20 and 130 ms at 20 Hz: 2, 2, 0 and 2 steps. Nothing is expected of the first, which so misses;
+        # from then on the 95 % quantile, 120 ms, says 2 steps.
+        ({}, [2, 2, 2], 1),
+        # The least of the newest: 120, 120, 20 ms. Only the last decision takes longer than what is expected of it.
+        ({"delay_quantile": 1e-6}, [2, 2, 0], 2),
+        # A policy that was trained for one step is given one; all but the third take longer.
+        ({"longest_delay": 1}, [1, 1, 1], 3),
+    ],
+)
+def test_the_delay_is_measured_and_misses_are_counted(limits, asked, misses):
     class Continuing(Ramp):
         pred_horizon, asked = 8, []
 
@@ -89,12 +100,14 @@ def test_the_delay_is_measured_and_misses_are_counted():
 
     ticks = iter(t for begin, took in enumerate((0.12, 0.12, 0.02, 0.13)) for t in (begin, begin + took))
     policy = Continuing()
-    made = Engine(policy, ExecutorConfig(1, continuation="trained", delay_steps=None), clock=lambda: next(ticks))
+    made = Engine(policy, ExecutorConfig(1, continuation="trained", delay_steps=None), clock=lambda: next(ticks), **limits)
     made.reset(np.random.default_rng(0))
     for x in range(4):
         made.act({STATE: np.float32([x])})
-    assert policy.asked == [2, 2, 2]
-    assert (made.decisions, made.deadline_misses) == (4, 1)
+    assert policy.asked == asked
+    assert (made.decisions, made.deadline_misses) == (4, misses)
+    with pytest.raises(RefusedError, match=r"delay_quantile=0 must lie in \(0, 1\]"):
+        Engine(policy, ExecutorConfig(1), clock=lambda: 0.0, delay_quantile=0)
 
 
 def test_without_a_score_or_a_base_nothing_falls_back():
@@ -109,6 +122,20 @@ def test_the_warm_up_is_the_refined_policys_and_leaves_nothing_behind():
     made = engine(Refined(), score=novelty())
     made.warm_up()
     assert (made.novelty, made.fallen_back, len(made.latencies_s)) == (None, False, 0)
+
+
+def test_the_warm_up_continues_a_chunk_where_chunks_are_continued():
+    class Continuing(Ramp):
+        asked = 0
+
+        def continue_chunk(self, observation, rng, committed, *, delay, method):
+            self.asked += 1
+            return self.predict(observation, rng)
+
+    made = Engine(Continuing(), ExecutorConfig(2, continuation="guided"), clock=lambda: 0.0)
+    made.warm_up()
+    assert made._policy.asked == 1
+    assert (len(made.latencies_s), made.decisions, made.deadline_misses) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from robolearn.core.errors import RefusedError
+from robolearn.core.protocols import ContinuingPolicy, Policy
+from robolearn.core.run import read_json
 from robolearn.core.seeding import generator
 from robolearn.deploy.bundle import open_bundle
 from robolearn.deploy.chunk import StepClock
 from robolearn.deploy.codecs import decode, stamp_ns
-from robolearn.deploy.engine import Engine
+from robolearn.deploy.engine import DELAY_QUANTILE, Engine
+from robolearn.deploy.executor import ExecutorConfig
 from robolearn.deploy.streams import Frame, Resampler, StreamsNotReadyError
 from robolearn_bridge.diagnostics import report
 from robolearn_bridge.lifecycle import SafeLifecycleNode, run
@@ -43,6 +47,20 @@ class PolicyNode(SafeLifecycleNode):
         )
         declare(self, "device", "cpu", "Torch device.", read_only=True)
         declare(self, "threads", 1, "Torch threads.", read_only=True)
+        declare(
+            self,
+            "continuation",
+            "bundle",
+            "How a new chunk continues the one under way: as the 'bundle' says, or 'switch', 'blend', 'guided', 'trained'.",
+            read_only=True,
+        )
+        declare(
+            self,
+            "delay_quantile",
+            DELAY_QUANTILE,
+            "Of the newest decisions' durations, the one expected of the next.",
+            read_only=True,
+        )
         declare(self, "episode_seed", 0, "Seeds the policy's randomness at the next reset.")
         self._worker: threading.Thread | None = None
 
@@ -53,12 +71,21 @@ class PolicyNode(SafeLifecycleNode):
         lockstep = read_choice(self, "sync", ("lockstep", "realtime")) == "lockstep"
         import torch
 
-        from robolearn.policies.loading import load_policy
+        from robolearn.policies.loading import load_policy, trained_delay
 
         torch.set_num_threads(read(self, "threads"))
         spaces, contract = self._bundle.spaces, self._bundle.contract
         policy = load_policy(self._bundle.policy, read(self, "device"), spaces=spaces)
-        self._engine = Engine(policy, self._bundle.executor, clock=time.perf_counter, novelty=self._bundle.novelty)
+        self._executor = self._executor_config(lockstep=lockstep)
+        longest = self._require_continuing(policy, trained_delay(policy))
+        self._engine = Engine(
+            policy,
+            self._executor,
+            clock=time.perf_counter,
+            novelty=self._bundle.novelty,
+            delay_quantile=read(self, "delay_quantile"),
+            longest_delay=longest,
+        )
         warm_up_s = self._engine.warm_up()
         self.get_logger().info(f"bundle {self._bundle.name}: warm-up {warm_up_s * 1e3:.0f} ms")
         self._period_ns = round(1e9 / spaces.control_rate_hz)
@@ -92,6 +119,28 @@ class PolicyNode(SafeLifecycleNode):
         self._reset_engine()
         self._worker = threading.Thread(target=self._work, name="policy")
         self._worker.start()
+
+    def _executor_config(self, *, lockstep: bool) -> ExecutorConfig:
+        """Return the bundle's, with the continuation that was asked for in its place, by the measured delay."""
+        config = self._bundle.executor
+        wanted = read_choice(self, "continuation", ("bundle", "switch", "blend", "guided", "trained"))
+        if wanted != "bundle":
+            config = replace(config, continuation=wanted, delay_steps=None)
+        # In lockstep the world waits, so that no step goes by during a decision.
+        return replace(config, delay_steps=0) if lockstep and config.delay_steps is None else config
+
+    def _require_continuing(self, policy: Policy, trained: int) -> int | None:
+        """Refuse a policy that cannot continue chunks as is asked; return the longest delay that it may be given."""
+        wanted = self._executor.continuation
+        kind = read_json(self._bundle.policy / "config.json", what="policy checkpoint's description")["policy"]
+        who = f"the policy {kind!r} of bundle {self._bundle.name}"
+        if wanted in ("guided", "trained") and not isinstance(policy, ContinuingPolicy):
+            raise RefusedError(
+                f"continuation={wanted!r}: {who} cannot continue a chunk; 'switch' and 'blend' ask nothing of it."
+            )
+        if wanted == "trained" and trained == 0:
+            raise RefusedError(f"continuation='trained': {who} was not trained for it (max_delay=0).")
+        return trained if wanted == "trained" else None
 
     def deactivate(self) -> None:
         """Stop deciding."""
@@ -221,6 +270,9 @@ class PolicyNode(SafeLifecycleNode):
             "acting": self._acting,
             "novelty": "not scored" if self._engine.novelty is None else self._engine.novelty,
             "fallen back to the base": self._engine.fallen_back,
+            "continuation": self._executor.continuation,
+            "expected delay [steps]": self._engine.expected_delay(),
+            "decisions later than expected": self._engine.deadline_misses,
             "decision p50 [ms]": self._engine.latency_s(0.5) * 1e3,
             "decision p99 [ms]": self._engine.latency_s(0.99) * 1e3,
             **self._counts,
