@@ -155,7 +155,7 @@ class Robot:
     def latencies_s(self) -> list[float]:
         """Return the times from a joint state's stamp to the arrival of its command, without ticks that no state asked for."""
         asked = set(self.asked_ns)
-        answers = [(self.stamps_ns[c], at) for c, at in self.arrived_ns.items() if c in self.stamps_ns]
+        answers = [(self.stamps_ns[c], at) for c, at in self.arrived_ns.copy().items() if c in self.stamps_ns]
         return [(at - stamp) / 1e9 for stamp, at in answers if stamp in asked]
 
     def _on_state(self, message: String) -> None:
