@@ -4,6 +4,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from fractions import Fraction
+
+import av
 import numpy as np
 import pytest
 from episode_samples import CAMERA, new_store
@@ -11,9 +14,10 @@ from lerobot_samples import write_lerobot
 
 from robolearn.commands.data_convert import known_formats
 from robolearn.core.errors import RefusedError
-from robolearn.core.types import ACTION, STATE
+from robolearn.core.types import ACTION, STATE, FeatureSpec
 from robolearn.data.convert import export_episodes, import_episodes, open_any
 from robolearn.data.formats.exchange import ExportOptions, ImportOptions, StoreSource
+from robolearn.data.formats.lerobot_files import VideoRows
 from robolearn.data.store import EpisodeStore
 
 FORMATS = known_formats()
@@ -67,3 +71,18 @@ def test_what_lerobot_wrote_is_imported_once_the_missing_is_said(tmp_path):
     theirs = EpisodeStore.open(tmp_path / "b")
     assert [len(theirs.read(i)) for i in range(2)] == [6, 4]
     np.testing.assert_array_equal(theirs.read(1).data[STATE], store.read(1).data[STATE])
+
+
+def test_a_video_whose_pictures_change_their_size_is_refused(tmp_path):
+    # Found by fuzzing: the container promised 96 x 96, a damaged parameter set within it made later pictures 128 x 96.
+    path = tmp_path / "changing.h264"
+    with path.open("wb") as file:
+        for height in (96, 128):
+            encoder = av.CodecContext.create("libx264", "w")
+            encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = 96, height, "yuv420p", Fraction(1, 20)
+            frames = [av.VideoFrame.from_ndarray(np.full((height, 96, 3), 90, np.uint8), format="rgb24") for _ in range(2)]
+            packets = [packet for frame in (*frames, None) for packet in encoder.encode(frame)]
+            file.write(b"".join(bytes(packet) for packet in packets))
+    rows = VideoRows(path, 0, 4, 20.0, FeatureSpec((96, 96, 3), "uint8"), "episode 0")
+    with pytest.raises(RefusedError, match=r"frame 2 is \(128, 96, 3\), not \(96, 96, 3\)"):
+        rows[0:4]

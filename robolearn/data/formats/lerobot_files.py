@@ -262,6 +262,8 @@ class VideoRows:
             frame = next(self._frames, None)
             if frame is None:
                 raise RefusedError(f"{self._where}: the video ends at frame {begin + row} of {self._length}; it is truncated.")
+            if frame.shape != self._spec.shape:
+                raise RefusedError(f"{self._where}: frame {begin + row} is {frame.shape}, not {self._spec.shape}.")
             out[row] = frame
         self._next = end
         return out
