@@ -186,6 +186,15 @@ def test_a_newer_format_is_refused(tmp_path):
         unseal(json.dumps(body).encode(), where=tmp_path)
 
 
+@pytest.mark.parametrize("number", [b"NaN", b"1e309"])
+def test_a_header_with_a_number_that_is_not_finite_is_damaged(tmp_path, number):
+    # Found by fuzzing: Python's JSON reads such numbers, and writing them again for the checksum raised ValueError.
+    sealed = seal(StoreHeader(spaces(), "lift", "exact", standard_extra(spaces())))
+    assert b"20.0" in sealed
+    with pytest.raises(RefusedError, match="does not match its own checksum"):
+        unseal(sealed.replace(b"20.0", number), where=tmp_path)
+
+
 def test_header_round_trip_and_stream_names():
     header = StoreHeader(spaces(camera=True), "lift", "exact", standard_extra(spaces()), {"command": "x"})
     assert unseal(seal(header), where=None) == header
