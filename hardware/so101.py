@@ -1,4 +1,7 @@
-"""SO-101 follower arm through LeRobot's robot class, whose wire is in degrees (arm) and percent (gripper)."""
+"""SO-101 follower arm through LeRobot's robot class, whose wire is in degrees (arm) and percent (gripper).
+
+The bridge's ``so101_node`` is the driver: its topics are in radians, and :class:`So101Driver` is where degrees begin.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from robolearn.core.errors import RefusedError
-from robolearn.core.robot import JOINT_UNITS, GripperSpec, RobotSpec, TopicSpec, Workspace
+from robolearn.core.robot import GripperSpec, RobotSpec, TopicSpec, Workspace
 from robolearn.core.types import Array
 
 _JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll")
@@ -34,9 +37,9 @@ SPEC = RobotSpec(
         TopicSpec(
             "command", "forward_position_controller/commands", "std_msgs/msg/Float64MultiArray", units="rad", interface="position"
         ),
+        TopicSpec("gripper_command", "gripper_controller/commands", "std_msgs/msg/Float64MultiArray", units="percent"),
     ),
     workspace=Workspace(low=(-0.1, -0.4, 0.0), high=(0.45, 0.4, 0.45), source="chosen: above the table; not checked: no model"),
-    joint_unit="deg",
     grippers=(
         GripperSpec(
             joint="gripper",
@@ -62,7 +65,7 @@ SPEC = RobotSpec(
         "control_rate_hz": "chosen: one bus read and write of six servos take about 10 ms at 1 Mbaud",
         "tcp": f"{_URDF}: gripper_frame_link",
         "command_interfaces": "lerobot 0.6.1 so_follower.py: Goal_Position",
-        "topics": "robolearn's own names: the bridge's node republishes this driver",
+        "topics": "robolearn's own names, of the bridge's so101_node; joint_states holds the gripper as [-1 open, 1 closed]",
     },
 )
 
@@ -98,7 +101,7 @@ class So101Driver:
         if not (np.isfinite(wire).all() and (np.abs(wire[:-1]) <= 180).all()):
             raise RefusedError(f"{dict(zip(keys, wire.tolist(), strict=True))} are not degrees in [-180, 180] and a percentage.")
         span = self._gripper.closed - self._gripper.open
-        return np.append(wire[:-1] / JOINT_UNITS[self._spec.joint_unit], 2 * (wire[-1] - self._gripper.open) / span - 1)
+        return np.append(np.radians(wire[:-1]), 2 * (wire[-1] - self._gripper.open) / span - 1)
 
     def write(self, command: Array) -> None:
         """Send joint positions [rad] and the gripper [-1 open, 1 closed], (6,).
@@ -110,7 +113,7 @@ class So101Driver:
         low, high = np.append(self._spec.position_low, -1.0), np.append(self._spec.position_high, 1.0)
         if command.shape != (self._spec.dim + 1,) or not ((command >= low) & (command <= high)).all():
             raise RefusedError(f"A command for {self._spec.name} is ({self._spec.dim + 1},) in [{low}, {high}]; came {command}.")
-        wire = {f"{name}.pos": float(v) for name, v in zip(self._spec.joints, self._spec.to_wire(command[:-1]), strict=True)}
+        wire = {f"{name}.pos": float(v) for name, v in zip(self._spec.joints, np.degrees(command[:-1]), strict=True)}
         gripper = self._gripper
         wire[f"{gripper.joint}.pos"] = float(gripper.open + (command[-1] + 1) / 2 * (gripper.closed - gripper.open))
         self._robot.send_action(wire)

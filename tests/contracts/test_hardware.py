@@ -139,7 +139,7 @@ def test_a_malformed_robot_is_refused_by_name(change, words):
 
 
 def test_joint_states_are_matched_by_name_and_unit():
-    spec = hardware.load_robot("so101")
+    spec = dataclasses.replace(hardware.load_robot("so101"), joint_unit="deg")
     names = ["gripper", *reversed(spec.joints)]
     # 90 deg = pi/2; the gripper is not one of the arm's joints and is dropped.
     values = np.array([50.0, 10.0, 20.0, 30.0, 40.0, 90.0])

@@ -9,6 +9,7 @@ NODES = (
     "policy_node",
     "recorder_node",
     "sim_robot_node",
+    "so101_node",
     "supervisor_node",
     "teleop_node",
     "twin_node",
