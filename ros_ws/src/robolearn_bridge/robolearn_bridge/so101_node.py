@@ -34,8 +34,8 @@ class So101Node(SafeLifecycleNode):
     """One bus read, one write and one joint state per control period.
 
     Every command must be whole, finite, within the joints' limits and near the measured position, or nothing of it is sent; the
-    servos then hold the last one, as they do when commands end: after ``watchdog_s`` the diagnostics say so. Deactivated, nothing is sent; the end of the process leaves the torque on unless
-    ``release_on_end``.
+    servos then hold the last one, as they do when commands end: after ``watchdog_s`` the diagnostics say so. Deactivated, nothing
+    is sent; the end of the process leaves the torque on unless ``release_on_end``.
     """
 
     def __init__(self) -> None:
