@@ -23,6 +23,7 @@ setup(
         files("config"),
     ],
     install_requires=["setuptools"],
+    extras_require={"test": ["pytest"]},  # by this colcon test knows that the tests are pytest's
     zip_safe=True,
     maintainer="robolearn contributors",
     maintainer_email="robolearn@users.noreply.github.com",
