@@ -135,9 +135,7 @@ class PolicyNode(SafeLifecycleNode):
         kind = read_json(self._bundle.policy / "config.json", what="policy checkpoint's description")["policy"]
         who = f"the policy {kind!r} of bundle {self._bundle.name}"
         if wanted in ("guided", "trained") and not isinstance(policy, ContinuingPolicy):
-            raise RefusedError(
-                f"continuation={wanted!r}: {who} cannot continue a chunk; 'switch' and 'blend' ask nothing of it."
-            )
+            raise RefusedError(f"continuation={wanted!r}: {who} cannot continue a chunk; 'switch' and 'blend' ask nothing of it.")
         if wanted == "trained" and trained == 0:
             raise RefusedError(f"continuation='trained': {who} was not trained for it (max_delay=0).")
         return trained if wanted == "trained" else None
