@@ -133,7 +133,8 @@ class Client:
             self._clients[service] = self.node.create_client(kind, service)
             assert self._clients[service].wait_for_service(timeout_sec=timeout_s), f"no service {service}"
             # The server discovers this client's reader for itself: a reply sent 0.1 s before it has is lost (rmw_fastrtps).
-            time.sleep(0.25)
+            # How long that takes depends on how busy the machine is.
+            time.sleep(0.25 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
         client = self._clients[service]
         assert client.wait_for_service(timeout_sec=timeout_s), f"no service {service}"
         done = threading.Event()
