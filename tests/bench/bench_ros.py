@@ -309,6 +309,9 @@ def kill() -> None:
                     arm.first("latched", begun)
                     continue
                 took.append(arm.first("stopping", at) - at)
+                if took[-1] > timeout_s + 0.05:
+                    since = [f"{(t - at) * 1e3:.0f} ms {text}" for t, text in arm.states if t >= at]
+                    print(f"late, trial {len(took)}: {since}; {arm.diagnostics}", flush=True)
                 missed += "silent_policy" not in next(text for t, text in arm.states if t >= at and "stopping" in text)
                 arm.first("latched", at)
                 del arm.states[:-1]
