@@ -10,6 +10,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
+import launch
 import launch_testing.actions
 import launch_testing.asserts
 import launch_testing.markers
@@ -18,7 +19,6 @@ from ament_index_python.packages import get_package_share_directory
 from launch.actions import IncludeLaunchDescription
 from launch_xml.launch_description_sources import XMLLaunchDescriptionSource
 
-import launch
 import robolearn
 
 sys.path.insert(0, str(Path(robolearn.__file__).resolve().parents[1] / "tests" / "ros"))
