@@ -1,16 +1,17 @@
 """A strict reader of the part of ROS 2's XML launch format that this project uses, for machines without ``ros2 launch``.
 
-Read are ``launch``, ``arg``, ``group``, ``push-ros-namespace``, ``set_env``, ``node``, ``param``, ``remap`` and ``env``; the
-substitutions ``$(var x)``, ``$(env X)``, ``$(env X default)``, ``$(find-pkg-share p)`` and ``$(dirname)``; and the conditions
-``if`` and ``unless``. Everything else is refused, so that a file which starts here means the same to ``ros2 launch``.
+Read are ``launch``, ``arg``, ``group``, ``include`` (in groups), ``push-ros-namespace``, ``set_env``, ``node``, ``param``,
+``remap`` and ``env``; the substitutions ``$(var x)``, ``$(env X)``, ``$(env X default)``, ``$(find-pkg-share p)`` and
+``$(dirname)``; and the conditions ``if`` and ``unless``. Everything else is refused, so that a file which starts here means the
+same to ``ros2 launch``.
 """
 
 from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ _ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "launch": ("version",),
     "arg": ("name", "default", "description"),
     "group": ("if", "unless"),
+    "include": ("file", "if", "unless"),
     "push-ros-namespace": ("namespace",),
     "set_env": ("name", "value"),
     "node": ("pkg", "exec", "name", "namespace", "output", "if", "unless", "respawn"),
@@ -73,11 +75,11 @@ class _Scope:
     variables: dict[str, str]
     namespace: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    includes: tuple[Path, ...] = ()
+    """Files that are being read, from the outermost one."""
 
     def inner(self) -> _Scope:
-        return _Scope(
-            self.file, self.find_package, self.environ, self.given, dict(self.variables), self.namespace, dict(self.environment)
-        )
+        return replace(self, variables=dict(self.variables), environment=dict(self.environment))
 
 
 def read_launch_file(
@@ -95,6 +97,15 @@ def read_launch_file(
         RefusedError: malformed XML, an element, attribute or substitution outside the subset, an argument that is missing or
             not declared, or a parameter of the wrong type; the message names file and element.
     """
+    return _read_file(arguments, _Scope(file, find_package, environ, arguments, {}))
+
+
+def _read_file(arguments: Iterable[str], scope: _Scope) -> list[NodeProcess]:
+    """Return what ``scope.file`` starts; each of ``arguments`` must be declared in it."""
+    file = scope.file
+    if file.resolve() in scope.includes:
+        raise RefusedError(f"{file} includes itself, by way of {' -> '.join(map(str, scope.includes))}.")
+    scope.includes = (*scope.includes, file.resolve())
     try:
         root = ElementTree.fromstring(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -103,7 +114,6 @@ def read_launch_file(
         raise RefusedError(f"{file} is not well-formed XML: {error}.") from error
     if root.tag != "launch":
         raise RefusedError(f"{file}: the outer element must be <launch>, got <{root.tag}>.")
-    scope = _Scope(file, find_package, environ, arguments, {})
     processes = _read_block(root, scope)
     unknown = [name for name in arguments if name not in scope.variables]
     if unknown:
@@ -127,11 +137,26 @@ def _read_block(element: ElementTree.Element, scope: _Scope) -> list[NodeProcess
                 scope.namespace = _join(scope.namespace, _attribute(child, "namespace", scope))
             case "set_env":
                 scope.environment[_attribute(child, "name", scope)] = _attribute(child, "value", scope)
+            case "include":
+                if element.tag != "group":  # there, launch would let the file's arguments and environment out to its neighbours
+                    raise RefusedError(f"{scope.file}: <include> may stand in a <group> only, not in <{element.tag}>.")
+                processes += _include(child, scope)
             case "node":
                 processes.append(_read_node(child, scope))
             case _:
                 raise RefusedError(f"{scope.file}: <{child.tag}> may not stand in <{element.tag}>.")
     return processes
+
+
+def _include(element: ElementTree.Element, scope: _Scope) -> list[NodeProcess]:
+    """Return what another file starts: its arguments are those stated, else what has the same name here, else its defaults."""
+    stated: dict[str, str] = {}
+    for child in element:
+        if child.tag != "arg" or set(child.attrib) != {"name", "value"}:
+            raise RefusedError(f'{scope.file}: <include> holds <arg name="" value=""/> only, got <{child.tag}> {child.attrib}.')
+        stated[_attribute(child, "name", scope)] = _attribute(child, "value", scope)
+    file = Path(_attribute(element, "file", scope))
+    return _read_file(stated, replace(scope.inner(), file=file, given=scope.variables | stated, variables={}))
 
 
 def _declare(element: ElementTree.Element, scope: _Scope) -> None:

@@ -90,6 +90,18 @@ for k in range(count):
     time.sleep(max(0, begin + (k + 1) / 30 - time.monotonic()))
 print(count); time.sleep(1)
 """
+STALL = """
+import os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])}); os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
+last = time.monotonic()
+while True:
+    time.sleep(0.002)
+    now = time.monotonic()
+    if now - last > 0.005: print(last, now, flush=True)
+    last = now
+"""
+MORTAL = ["setpriv", "--pdeathsig", "KILL"]
+"""What is started must not outlive a benchmark that is killed: a policy without its robot would command the next one."""
 BUSY = "import torch; torch.set_num_threads(1); m = torch.randn(512, 512)\nwhile True: m = torch.tanh(m @ m)"
 
 
@@ -106,6 +118,10 @@ class Robot:
         self.pressed, self.publishing = False, True
         self.states: list[tuple[float, str]] = []
         self.diagnostics: dict[str, str] = {}
+        self.missed: list[tuple[float, float, int, int]] = []
+        """Seconds (from, to) of the steady clock in which the gate missed ticks: how many, and its waits for the disk."""
+        self._seen = (time.monotonic(), 0, 0)
+        self.gate_pid = 0
         self.asked_ns: list[int] = []
         """Stamps of the joint states that were sent [ns]."""
         self.arrived_ns: dict[tuple[float, ...], int] = {}
@@ -165,6 +181,10 @@ class Robot:
         for status in message.status:
             if status.name.endswith("gate_node"):
                 self.diagnostics = {v.key: v.value for v in status.values}
+                now, missed = time.monotonic(), int(self.diagnostics.get("missed_ticks", 0))
+                seen, self._seen = self._seen, (now, missed, major_faults(self.gate_pid) if self.gate_pid else 0)
+                if missed > seen[1]:
+                    self.missed.append((seen[0], now, missed - seen[1], self._seen[2] - seen[2]))
 
     def press(self) -> float:
         self.pressed = True
@@ -181,6 +201,43 @@ class Robot:
         return next(t for t, text in self.states if t >= since and word in text)
 
 
+class Machine:
+    """What the machine does to everybody: a process on each core, before all others, that notes when it was not woken in time."""
+
+    def __init__(self) -> None:
+        self.stalls: list[tuple[int, float, float]] = []
+        """Core, from, to [s of the steady clock], of more than 3 ms."""
+        command = [*MORTAL, sys.executable, "-c", STALL]
+        self._processes = {
+            core: subprocess.Popen([*command, str(core)], stdout=subprocess.PIPE, text=True) for core in os.sched_getaffinity(0)
+        }
+        self._threads = [threading.Thread(target=self._listen, args=item) for item in self._processes.items()]
+        for thread in self._threads:
+            thread.start()
+
+    def _listen(self, core: int, process: subprocess.Popen[str]) -> None:
+        for line in process.stdout or ():
+            begin, end = map(float, line.split())
+            self.stalls.append((core, begin, end))
+
+    def between(self, begin: float, end: float) -> list[str]:
+        """Return the pauses of that time: core, when after ``begin`` and how long."""
+        hits = [s for s in self.stalls if s[2] >= begin and s[1] <= end]
+        return [f"core {core} at {(a - begin) * 1e3:.0f} ms for {(b - a) * 1e3:.0f} ms" for core, a, b in hits]
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            process.kill()
+            process.wait()
+        for thread in self._threads:
+            thread.join()
+
+
+def major_faults(pid: int) -> int:
+    """Return how often that process waited for a page from the disk."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[9])
+
+
 @contextmanager
 def running(robot: str, **parameters: object):
     domain = fresh_domain()
@@ -189,10 +246,14 @@ def running(robot: str, **parameters: object):
     priority = int(os.environ.get("BENCH_PRIORITY", "0"))
     process = node("gate_node", robot=robot, interface="position", realtime_priority=priority, **parameters)
     environ["PYTHONPATH"] = packages.python_path(environ)
-    with tempfile.TemporaryDirectory() as folder, Launched([process], packages, log_folder=Path(folder), environ=environ):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Launched([process], packages, log_folder=Path(folder), environ=environ) as launched,
+    ):
         client, started = Client(domain), list[subprocess.Popen]()
         arm = Robot(client, robot, float(parameters.get("rate_hz", 100.0)))  # type: ignore[arg-type]
         try:
+            arm.gate_pid = launched.pid("gate_node")
             assert client.transition("gate_node", CONFIGURE, ACTIVATE)
             assert client.set_bool("gate_node/arm", True)[0]
             _take_priority(priority - 10)
@@ -201,7 +262,7 @@ def running(robot: str, **parameters: object):
                 own = environ | (changes or {})
                 if changes:
                     own.pop("FASTRTPS_DEFAULT_PROFILES_FILE", None)
-                started.append(subprocess.Popen([sys.executable, "-c", script, *args], env=own, **options))
+                started.append(subprocess.Popen([*MORTAL, sys.executable, "-c", script, *args], env=own, **options))
                 return started[-1]
 
             yield arm, start
@@ -248,9 +309,20 @@ def jitter() -> None:
         start(PLAYER, "panda")
         start(BUSY)
         arm.first("running", 0.0)
-        time.sleep(SECONDS)
+        machine = Machine()
+        try:
+            time.sleep(SECONDS)
+        finally:
+            machine.close()
         wait_until(lambda: bool(arm.diagnostics), 5, what="diagnostics")
         found = {k: v for k, v in arm.diagnostics.items() if "late" in k or k == "missed_ticks"}
+        for begin, end, ticks, faults in arm.missed:
+            print(f"missed {ticks} in one second, {faults} waits for the disk; the machine: {machine.between(begin, end)}")
+        long, waits = max((b - a for _, a, b in machine.stalls), default=0.0), major_faults(arm.gate_pid)
+        print(f"pauses of the machine: {len(machine.stalls)}, longest {long * 1e3:.0f} ms; {waits} waits for the disk in all")
+        print(
+            f"pauses of the machine: {len(machine.stalls)}, longest {long * 1e3:.0f} ms; {major_faults(arm.gate_pid)} disk waits"
+        )
         print(
             f"gate loop at 100 Hz beside a busy torch process, {SECONDS:.0f} s: {found} (load {os.getloadavg()[0]:.1f})",
             flush=True,
@@ -291,7 +363,7 @@ def kill() -> None:
     environ = {"FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"}
     with running("panda", policy_timeout_s=timeout_s, resume_window_s=0.05) as (arm, start):
         server = start(KILLED, "panda", PLAYER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, changes=environ)
-        took, missed, void, rng = [], 0, 0, np.random.default_rng(0)
+        took, missed, void, rng, machine = [], 0, 0, np.random.default_rng(0), Machine()
         try:
             while len(took) < REPEATS:
                 arm.ready()
@@ -309,15 +381,17 @@ def kill() -> None:
                     arm.first("latched", begun)
                     continue
                 took.append(arm.first("stopping", at) - at)
-                if took[-1] > timeout_s + 0.05:
+                if took[-1] > timeout_s + 0.01:
                     since = [f"{(t - at) * 1e3:.0f} ms {text}" for t, text in arm.states if t >= at]
-                    print(f"late, trial {len(took)}: {since}; {arm.diagnostics}", flush=True)
+                    paused = machine.between(at, time.monotonic())
+                    print(f"late, trial {len(took)}: {since}; machine: {paused}; {arm.diagnostics}", flush=True)
                 missed += "silent_policy" not in next(text for t, text in arm.states if t >= at and "stopping" in text)
                 arm.first("latched", at)
                 del arm.states[:-1]
                 if len(took) % 50 == 0:
                     show(f"{len(took)} kills so far, {missed} stopped for another reason, {void} more had stopped before", took)
         finally:
+            machine.close()
             server.stdin.close()
             server.wait()
         show(f"kill -9 of the policy -> ramp-down begun (watchdog {timeout_s * 1e3:.0f} ms)", took)

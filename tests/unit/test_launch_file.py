@@ -61,7 +61,7 @@ def test_arguments_reach_the_command_line_with_their_types(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (('<node pkg="p" exec="e" name="outer"/>', '<include file="x"/>'), "<include> is not read here"),
+        (('<node pkg="p" exec="e" name="outer"/>', '<let name="x" value="y"/>'), "<let> is not read here"),
         (('exec="e" name="outer"', 'exec="e" nam="outer"'), "<node> has no 'nam'.*Did you mean 'name'"),
         (("$(var who)", "$(var whom)"), r"\$\(var whom\) names no argument.*Did you mean 'who'"),
         (("$(env HOME)", "$(eval 1)"), r"\$\(eval 1\) is not read here"),
@@ -82,3 +82,26 @@ def test_arguments_must_be_declared_and_given(tmp_path: Path) -> None:
         read(tmp_path)
     with pytest.raises(RefusedError, match=r"declares no argument 'fats'.*Did you mean 'fast'"):
         read(tmp_path, who="bob", fats="1")
+
+
+def test_an_included_file_takes_what_is_stated_then_what_has_its_names_outside_then_its_defaults(tmp_path: Path) -> None:
+    (tmp_path / "inner.launch.xml").write_text(
+        '<launch><arg name="who"/><arg name="speed" default="1"/><arg name="why" default="0"/>'
+        '<set_env name="A" value="$(var who)"/><node pkg="p" exec="$(var speed)" name="n$(var why)"/></launch>'
+    )
+    text = """<launch><arg name="who"/><arg name="why" default="2"/><group><push-ros-namespace namespace="g"/>
+      <include file="$(dirname)/inner.launch.xml"><arg name="speed" value="fast"/></include></group>
+      <node pkg="p" exec="e"/></launch>"""
+    inner, outer = read(tmp_path, text, who="bob")
+    assert (inner.name, inner.namespace, inner.executable, inner.environment) == ("n2", "/g", "fast", {"A": "bob"})
+    assert outer.environment == {}  # what the included file set ends with its group
+    with pytest.raises(RefusedError, match=r"declares no argument 'sped'\..* Did you mean 'speed'"):
+        read(tmp_path, text.replace('"speed"', '"sped"'), who="bob")
+    with pytest.raises(RefusedError, match="in a <group> only, not in <launch>"):
+        read(tmp_path, text.replace("<group>", "").replace("</group>", ""), who="bob")
+    with pytest.raises(RefusedError, match="<include> holds <arg name"):
+        read(tmp_path, text.replace('value="fast"', 'default="fast"'), who="bob")
+    with pytest.raises(RefusedError, match="includes itself, by way of"):
+        read(tmp_path, text.replace("inner.launch", "f.launch"), who="bob")
+    with pytest.raises(RefusedError, match=r"No launch file at .*nowhere"):
+        read(tmp_path, text.replace("inner.launch", "nowhere"), who="bob")

@@ -148,6 +148,22 @@ def test_every_robot_can_be_named_in_the_launch_file(robot: str) -> None:
                 assert tuple(value) == hardware.load_robot(robot).joints
 
 
+@pytest.mark.parametrize(
+    ("robot", "nodes"), [("g1", {"low_state_node", "gate_node", "policy_node"}), ("gr1", {"gate_node", "policy_node"})]
+)
+def test_each_humanoid_has_a_launch_file_that_speaks_what_it_takes(robot: str, nodes: set[str]) -> None:
+    packages = WorkspacePackages(WORKSPACE)
+    file = packages.share("robolearn_bringup") / "launch" / f"{robot}.launch.xml"
+    processes = read_launch_file(file, {"bundle": "/nowhere", "namespace": "bob"}, find_package=packages.share, environ={})
+    assert {p.name for p in processes} == nodes
+    assert {p.namespace for p in processes} == {"/bob"}
+    gate = next(p for p in processes if p.name == "gate_node")
+    values = {k: v for group in gate.parameters if not isinstance(group, Path) for k, v in group.items()}
+    assert values["robot"] == robot
+    assert values["interface"] in hardware.load_robot(robot).command_interfaces
+    assert values["realtime_priority"] == 50
+
+
 @pytest.mark.parametrize("task", ["g1_reach", "gr1_two_arm_lift"])
 def test_a_humanoids_contract_follows_from_its_names(task: str) -> None:
     from sim_envs.task import EnvOptions
