@@ -321,9 +321,6 @@ def jitter() -> None:
         long, waits = max((b - a for _, a, b in machine.stalls), default=0.0), major_faults(arm.gate_pid)
         print(f"pauses of the machine: {len(machine.stalls)}, longest {long * 1e3:.0f} ms; {waits} waits for the disk in all")
         print(
-            f"pauses of the machine: {len(machine.stalls)}, longest {long * 1e3:.0f} ms; {major_faults(arm.gate_pid)} disk waits"
-        )
-        print(
             f"gate loop at 100 Hz beside a busy torch process, {SECONDS:.0f} s: {found} (load {os.getloadavg()[0]:.1f})",
             flush=True,
         )
