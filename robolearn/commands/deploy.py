@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -192,20 +191,12 @@ def run_over_ros(bundle: Bundle, settings: DeployRecipe, training: Recipe, folde
     }
     packages = WorkspacePackages(WORKSPACE)
     domain, reservation = reserve_domain()
-    environ = ros_environment(os.environ, domain)
+    environ = {"ROS_DOMAIN_ID": str(domain), **os.environ}  # by itself, a domain that nobody else uses
     launch_file = packages.share(BRINGUP) / "launch" / settings.launch
     processes = read_launch_file(launch_file, arguments, find_package=packages.share, environ=environ)
     with reservation, Launched(processes, packages, log_folder=folder / "logs", environ=environ) as launched:
         launched.wait_for("supervisor_node", 120 + 60 * settings.episodes)
     return json.loads(results.read_text(encoding="utf-8"))
-
-
-def ros_environment(environ: Mapping[str, str], domain: int) -> dict[str, str]:
-    """Return an environment in which nodes of this deployment find each other and nobody else's."""
-    chosen = dict(environ)
-    chosen.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    chosen.setdefault("ROS_DOMAIN_ID", str(domain))
-    return chosen
 
 
 def _checkpoint(settings: DeployRecipe, console: Console) -> Path:

@@ -25,11 +25,14 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "ros"), str(ROOT / "ros_ws" / "src" / "robolearn_bridge")]
-PROFILE = ROOT / "ros_ws" / "src" / "robolearn_bringup" / "config" / "transport_loopback.xml"
-os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(PROFILE)
+PICTURES = {
+    "FASTRTPS_DEFAULT_PROFILES_FILE": str(ROOT / "ros_ws" / "src" / "robolearn_bringup" / "config" / "transport_pictures.xml")
+}
 
+import rclpy  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
-from harness import ACTIVATE, CONFIGURE, Client, fresh_domain, node, wait_until  # noqa: E402
+from harness import ACTIVATE, CONFIGURE, LOOPBACK, Client, fresh_domain, node, wait_until  # noqa: E402
+from rclpy.executors import ExternalShutdownException  # noqa: E402
 from sensor_msgs.msg import Image, JointState  # noqa: E402
 from std_msgs.msg import Bool, Float64MultiArray, String  # noqa: E402
 from trajectory_msgs.msg import JointTrajectory  # noqa: E402
@@ -241,7 +244,7 @@ def major_faults(pid: int) -> int:
 @contextmanager
 def running(robot: str, **parameters: object):
     domain = fresh_domain()
-    environ = os.environ | {"ROS_DOMAIN_ID": domain, "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    environ = os.environ | LOOPBACK | {"ROS_DOMAIN_ID": domain}
     packages = WorkspacePackages(ROOT / "ros_ws" / "src")
     priority = int(os.environ.get("BENCH_PRIORITY", "0"))
     process = node("gate_node", robot=robot, interface="position", realtime_priority=priority, **parameters)
@@ -259,10 +262,8 @@ def running(robot: str, **parameters: object):
             _take_priority(priority - 10)
 
             def start(script: str, *args: str, changes: dict[str, str] | None = None, **options: object) -> subprocess.Popen:
-                own = environ | (changes or {})
-                if changes:
-                    own.pop("FASTRTPS_DEFAULT_PROFILES_FILE", None)
-                started.append(subprocess.Popen([*MORTAL, sys.executable, "-c", script, *args], env=own, **options))
+                command = [*MORTAL, sys.executable, "-c", script, *args]
+                started.append(subprocess.Popen(command, env=environ | (changes or {}), **options))
                 return started[-1]
 
             yield arm, start
@@ -356,10 +357,8 @@ def estop() -> None:
 def kill() -> None:
     """The gate stays; each trial kills a policy's process of its own in the middle of a motion."""
     timeout_s = 0.25
-    # A killed process leaves its shared memory behind: over UDP it has none.
-    environ = {"FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"}
     with running("panda", policy_timeout_s=timeout_s, resume_window_s=0.05) as (arm, start):
-        server = start(KILLED, "panda", PLAYER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, changes=environ)
+        server = start(KILLED, "panda", PLAYER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, changes=PICTURES)
         took, missed, void, rng, machine = [], 0, 0, np.random.default_rng(0), Machine()
         try:
             while len(took) < REPEATS:
@@ -416,12 +415,10 @@ def sensor() -> None:
 
 
 def cameras() -> None:
-    for name, profile in (("default transports", ""), ("transport_loopback.xml", str(PROFILE))):
+    for name, profile in (("default transports", {}), ("transport_pictures.xml", PICTURES)):
         domain = fresh_domain()
         environ = os.environ | {"ROS_DOMAIN_ID": domain, "PYTHONPATH": str(ROOT / "ros_ws/src/robolearn_bridge")}
-        environ.pop("FASTRTPS_DEFAULT_PROFILES_FILE")
-        if profile:
-            environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = profile
+        environ |= profile
         listener = subprocess.Popen([sys.executable, __file__, "--listen"], env=environ, stdout=subprocess.PIPE, text=True)
         sender = subprocess.run(
             [sys.executable, "-c", CAMERA, str(SECONDS)], env=environ, capture_output=True, text=True, check=True
@@ -438,7 +435,8 @@ def cameras() -> None:
 
 
 def listen() -> None:
-    client = Client(os.environ["ROS_DOMAIN_ID"])
+    rclpy.init()
+    ros = rclpy.create_node("listener", namespace="/robot")
     ages: list[float] = []
 
     def take(message: Image) -> None:
@@ -446,10 +444,9 @@ def listen() -> None:
         ages.append((time.time_ns() - stamp_ns(message)) / 1e6)
 
     for i in range(3):
-        client.node.create_subscription(Image, f"camera{i}/image_raw", take, SENSOR_QOS)
-    with suppress(KeyboardInterrupt):
-        signal.pause()
-    client.close()
+        ros.create_subscription(Image, f"camera{i}/image_raw", take, SENSOR_QOS)
+    with suppress(KeyboardInterrupt, ExternalShutdownException):
+        rclpy.spin(ros)
     print(len(ages), round(float(np.quantile(ages, 0.99)), 1) if ages else "nan")
 
 

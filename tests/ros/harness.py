@@ -31,6 +31,11 @@ from robolearn.deploy.launcher import Launched, WorkspacePackages, reserve_domai
 from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS, RECORD_QOS, SENSOR_QOS, chunk_message, joint_state
 
 WORKSPACE = Path(__file__).resolve().parents[2] / "ros_ws" / "src"
+LOOPBACK = {
+    "FASTRTPS_DEFAULT_PROFILES_FILE": str(WORKSPACE / "robolearn_bringup" / "config" / "transport_loopback.xml"),
+    "ROS_AUTOMATIC_DISCOVERY_RANGE": "SUBNET",
+}
+"""What the launch files set: UDP on the loopback address, no shared memory."""
 CONFIGURE, ACTIVATE = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE
 DEACTIVATE, CLEANUP = Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP
 _RESERVED = []
@@ -51,8 +56,8 @@ def fresh_domain() -> str:
 
 def environment(domain: str, **changes: str) -> dict[str, str]:
     """Return the environment of the nodes."""
-    own = {k: v for k, v in os.environ.items() if k not in ("RMW_IMPLEMENTATION", "FASTRTPS_DEFAULT_PROFILES_FILE")}
-    return own | {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_DOMAIN_ID": domain, "OMP_NUM_THREADS": "1"} | changes
+    own = {k: v for k, v in os.environ.items() if k != "RMW_IMPLEMENTATION"}
+    return own | LOOPBACK | {"ROS_DOMAIN_ID": domain, "OMP_NUM_THREADS": "1"} | changes
 
 
 @contextmanager
@@ -72,7 +77,7 @@ class Client:
 
     def __init__(self, domain: str) -> None:
         self._context = Context()
-        os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+        os.environ |= LOOPBACK
         rclpy.init(context=self._context, domain_id=int(domain))
         self.node = Node("client", namespace="/robot", context=self._context)
         self._executor = SingleThreadedExecutor(context=self._context)

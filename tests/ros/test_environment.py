@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import WORKSPACE
+from harness import CONFIGURE, WORKSPACE, Client, environment, node
 
 from robolearn.core.errors import RefusedError
+from robolearn.deploy.launcher import Launched, WorkspacePackages
 from robolearn_bridge.environment import foreign_environment, require_one_ros
 
 
@@ -54,3 +55,18 @@ def test_a_missing_transport_profile_is_refused() -> None:
 def test_a_child_with_another_python_gets_no_library_path() -> None:
     given = {"LD_LIBRARY_PATH": "/x", "_ROS_WHEELS_BOOTSTRAP_COMPLETE": "1", "HOME": "/h"}
     assert foreign_environment(given) == {"HOME": "/h"}
+
+
+@pytest.mark.parametrize("range_", ["SUBNET", "LOCALHOST"])
+def test_a_gate_has_no_shared_memory_unless_the_discovery_range_brings_it_which_it_says(
+    range_: str, domain: str, client: Client, tmp_path: Path
+) -> None:
+    """With the range LOCALHOST, which adds shared memory, a policy that was killed could hold up the gate's messages for 1 s."""
+    processes = (node("gate_node", robot="panda", interface="position"),)
+    own = environment(domain, ROS_AUTOMATIC_DISCOVERY_RANGE=range_)
+    with Launched(processes, WorkspacePackages(WORKSPACE), log_folder=tmp_path, environ=own) as running:
+        assert client.transition("gate_node", CONFIGURE), running.tail("gate_node")
+        threads = Path(f"/proc/{running.pid('gate_node')}/task").iterdir()
+        shared = any((thread / "comm").read_text().startswith("dds.shm") for thread in threads)
+        assert shared == (range_ == "LOCALHOST")
+        assert ("go through shared memory" in running.tail("gate_node")) == shared

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import tomllib
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,24 @@ def test_a_humanoids_contract_follows_from_its_names(task: str) -> None:
         name.removesuffix("_pos_x") for name in spaces.observation["observation.environment_state"].names if "pos_x" in name
     }
     assert frames == set(contract.used_streams(spaces)) - {"joints"}
+
+
+PICTURES = {"sim_robot_node", "policy_node", "recorder_node"}
+"""Nodes that send or take pictures."""
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in (WORKSPACE / "robolearn_bringup" / "launch").glob("*.xml")))
+def test_only_nodes_with_pictures_touch_shared_memory(file: str) -> None:
+    """A policy that was killed with a lock in shared memory stopped the robot's driver for 1 s: its joint states waited."""
+    packages = WorkspacePackages(WORKSPACE)
+    path = packages.share("robolearn_bringup") / "launch" / file
+    needed = re.findall(r'<arg name="(\w+)" description', path.read_text())
+    given = {name: "panda" if name == "robot" else "any" for name in needed} | ({"sim": "true"} if "policy" in file else {})
+    processes = read_launch_file(path, given, find_package=packages.share, environ={})
+    for process in processes:
+        profile = Path(process.environment["FASTRTPS_DEFAULT_PROFILES_FILE"])
+        tree = ElementTree.fromstring(profile.read_text())
+        kinds = {element.text for element in tree.iter() if element.tag.endswith("}type")}
+        assert kinds == ({"SHM", "UDPv4"} if process.name in PICTURES else {"UDPv4"}), process.name
+        assert {e.text for e in tree.iter() if e.tag.endswith("useBuiltinTransports")} == {"false"}
+        assert process.environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "SUBNET"  # LOCALHOST makes the middleware add it

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
-import os
 import sys
 import threading
 import time
 from collections import deque
 from dataclasses import replace
-from io import FileIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,15 +32,13 @@ from robolearn_bridge.inbox import Inbox
 from robolearn_bridge.lifecycle import SafeLifecycleNode, run
 from robolearn_bridge.messages import COMMAND_QOS, LATCHED_QOS, RECORD_QOS, SENSOR_QOS, chunk_rows
 from robolearn_bridge.parameters import read, read_choice
+from robolearn_bridge.realtime import RealTime, uses_shared_memory
 
 STOP_PATIENCE_S = 5.0
 """Longest wait for the ramp down before the node falls silent."""
 STEADY = Clock(clock_type=ClockType.STEADY_TIME)
 DISCOVERY_S = 0.5
 """Age at which a node has been told of the publishers of its machine or LAN, unless announcements were lost."""
-AWAKE = Path("/dev/cpu_dma_latency")
-LOCK_ALL = 1 | 2 | 4
-"""MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT of mlockall(2): what was touched once stays, 0.4 instead of 0.8 GB."""
 WATCH_S = 0.1
 """Period in which the graph is asked for other commanders."""
 ACKNOWLEDGED = Duration(seconds=0.2)
@@ -63,7 +57,7 @@ class GateNode(SafeLifecycleNode):
         declare_gate(self)
         self._loop: threading.Thread | None = None
         self._inbox: Inbox | None = None
-        self._awake: FileIO | None = None
+        self._real_time = RealTime()
         self._changing, self._made_at = threading.RLock(), time.monotonic()
 
     def configure(self) -> None:
@@ -105,13 +99,20 @@ class GateNode(SafeLifecycleNode):
             self.create_timer(WATCH_S, self.guarded(self._watch_others, "watch"), clock=STEADY),
         ]
         self._inbox.start()
+        if uses_shared_memory():
+            self.get_logger().warning(
+                "Messages of this gate go through shared memory: a node that is killed can hold it up for 1 s. Start it by a "
+                "launch file, or name config/transport_loopback.xml in FASTRTPS_DEFAULT_PROFILES_FILE and unset "
+                "ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST, which brings shared memory back."
+            )
 
     def activate(self) -> None:
         """Start the control loop; the gate stays latched, and a dry run until it is armed."""
         time.sleep(max(self._made_at + DISCOVERY_S - time.monotonic(), 0))
         self._topics.claim()
         try:
-            self._take_priority()
+            if priority := read(self, "realtime_priority"):
+                self._real_time.take(priority, warn=self.get_logger().warning)
         except RefusedError:
             self._topics.release()
             raise
@@ -147,9 +148,7 @@ class GateNode(SafeLifecycleNode):
                 publisher.wait_for_all_acked(ACKNOWLEDGED)
                 self.destroy_publisher(publisher)
             self._topics.release()
-            if self._awake is not None:
-                self._awake.close()
-                self._awake = None
+            self._real_time.release()
 
     def cleanup(self) -> None:
         """Remove topics and services."""
@@ -293,29 +292,6 @@ class GateNode(SafeLifecycleNode):
                 self.fault("control loop", error)
             if wait < -1.0:
                 start, tick = time.monotonic(), 0
-
-    def _take_priority(self) -> None:
-        """If that was asked for, put the threads of this process before the ordinary ones of the machine and keep cores awake."""
-        priority = read(self, "realtime_priority")
-        if not priority:
-            return
-        try:
-            for thread in Path("/proc/self/task").iterdir():  # the middleware's own threads among them
-                os.sched_setscheduler(int(thread.name), os.SCHED_FIFO, os.sched_param(priority))
-        except (OSError, ValueError) as error:
-            raise RefusedError(
-                f"realtime_priority={priority} was not granted ({error}); allow it with `ulimit -r` or set it to 0."
-            ) from error
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.mlockall(
-            LOCK_ALL
-        ):  # pages of code that is rarely used, as stopping is, would have to be read from the disk again
-            reason = os.strerror(ctypes.get_errno())
-            self.get_logger().warning(f"The gate's memory is not locked ({reason}); allow it with `ulimit -l unlimited`.")
-        if self._awake is None and os.access(AWAKE, os.W_OK):
-            # Held open, as the kernel wants it: 0 us is the longest that a core may take to wake up (Documentation/power/pm_qos).
-            self._awake = AWAKE.open("wb", buffering=0)
-            self._awake.write(bytes(4))
 
     def _watch_lockstep(self) -> None:
         """Stop when simulator, policy or e-stop publisher have been silent, by the steady clock: ticks cannot tell."""
