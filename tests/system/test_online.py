@@ -12,7 +12,7 @@ import torch
 from robolearn.cli import main
 from robolearn.core.errors import RefusedError
 from robolearn.core.observation import flat_streams, select_observation
-from robolearn.core.types import ENVIRONMENT_STATE, STATE
+from robolearn.core.types import ENVIRONMENT_STATE, IMAGES_PREFIX, STATE
 from robolearn.data.normalizer import Normalizer, Statistics
 from robolearn.nets.actors import ActorConfig
 from robolearn.nets.critics import CriticConfig
@@ -40,6 +40,7 @@ METHODS = {
 }
 """What a method is tried with, besides SMALL."""
 SMALL = {"actor": ActorConfig(width=16, layers=1), "critic": CriticConfig(members=2, width=16, layers=1)}
+FOUR = EnvOptions(4)
 CONFIG = OnlineConfig(
     env_steps=600,
     warmup_steps=160,
@@ -62,31 +63,34 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def untrained(folder, options, keys):
     """A checkpoint of an untrained policy of the native lift."""
-    spaces = make_env("native_lift", EnvOptions(1)).spec.spaces
-    own = select_observation(spaces, (STATE, ENVIRONMENT_STATE))
+    own = select_observation(make_env("native_lift", options).spec.spaces, keys)
     rng = np.random.default_rng(0)
     normalizer = Normalizer(flat_streams(own))
     normalizer.fit({k: Statistics.of(rng.uniform(-1, 1, (50, d))) for k, d in flat_streams(own).items()})
     torch.manual_seed(0)
     net = DenoiserConfig(kind="mlp", mlp=MlpConfig(width=16, blocks=1, level_width=8))
-    policy = diffusion.Policy(diffusion.Config(pred_horizon=8, sampler_steps=2, denoiser=net), spaces, normalizer)
-    folder = tmp_path_factory.mktemp("base")
+    config = diffusion.Config(pred_horizon=8, sampler_steps=2, denoiser=net, observation_keys=keys)
+    policy = diffusion.Policy(config, own, normalizer)
     save_policy(folder, policy, averaged=policy.state_dict())
     return folder
 
 
-def run(base, run_dir, *, method=residual, config=CONFIG, envs=4, score=None, **options):
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return untrained(tmp_path_factory.mktemp("base"), EnvOptions(1), (STATE, ENVIRONMENT_STATE))
+
+
+def run(base, run_dir, *, method=residual, config=CONFIG, options=FOUR, score=None, **more):
     policy = load_policy(base)
     given = SMALL | METHODS[method]
     settings = method.Config(**{k: v for k, v in given.items() if k in {f.name for f in fields(method.Config)}})
     torch.manual_seed(0)
     refiner = method.Refiner(method.refined_policy(policy, settings), settings)
-    env = make_env("native_lift", EnvOptions(envs))
+    env = make_env("native_lift", options)
     record = {"base_hash": weights_hash(policy)}
-    return refine(env, refiner, None, config, run_dir, exec_horizon=4, evaluate=score, provenance=record, **options)
+    return refine(env, refiner, None, config, run_dir, exec_horizon=4, evaluate=score, provenance=record, **more)
 
 
 def outcome(run_dir):
@@ -132,6 +136,19 @@ def test_the_base_acts_alone_during_the_warm_up(base, tmp_path):
     observation = {k: np.zeros((2, 2, *f.shape), np.float32) for k, f in original.spaces.observation.items()}
     rngs = [[np.random.default_rng(i) for i in range(2)] for _ in range(2)]
     np.testing.assert_array_equal(refined.predict(observation, rngs[0]).actions, original.predict(observation, rngs[1]).actions)
+
+
+@pytest.mark.parametrize("method", [residual, q_chunking], ids=lambda m: m.__name__.rpartition(".")[2])
+def test_a_base_that_sees_pictures_is_refined_on_what_its_encoder_makes_of_them(tmp_path, method):
+    options = EnvOptions(2, cameras=("agentview",), image_size=40)
+    base = untrained(tmp_path / "base", options, (STATE, IMAGES_PREFIX + "agentview"))
+    config = replace(CONFIG, env_steps=80, warmup_steps=40, learning_starts=32, checkpoint_every=80)
+    result = run(base, tmp_path / "run", method=method, config=config, options=options)
+    original, refined = load_policy(base), load_policy(result.checkpoint)
+    pictures = {k: v for k, v in original.spaces.observation.items() if k.startswith(IMAGES_PREFIX)}
+    assert [f.shape for f in pictures.values()] == [(40, 40, 3)]
+    assert weights_hash(refined.base) == weights_hash(original)  # the encoder is the base's, and frozen
+    assert refined.spaces == original.spaces
 
 
 def test_evaluations_count_the_warm_up_and_know_how_deep_it_dipped(base, tmp_path):
