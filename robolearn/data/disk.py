@@ -39,6 +39,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def temporary_name(path: Path) -> Path:
+    """Return what a file is called, in the same folder, until it is whole."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def write_all(descriptor: int, content: bytes) -> None:
     """Write every byte to an open file; an ``OSError`` may leave a part of them behind."""
     view = memoryview(content)
@@ -52,7 +57,7 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: nothing was replaced and no temporary file is left.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as stream:
             stream.write(content)

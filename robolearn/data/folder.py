@@ -11,7 +11,7 @@ from typing import Any
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.types import Episode
-from robolearn.data.disk import refusal, sync_folder
+from robolearn.data.disk import refusal, sync_folder, temporary_name
 from robolearn.data.episode_file import EpisodeFile, check_streams, content_sha256, file_sha256, write_episode_file
 from robolearn.data.header import FORMAT, VERSION, StoreHeader
 from robolearn.data.journal import JournalContent
@@ -45,6 +45,17 @@ def episode_files(store: Path) -> dict[int, Path]:
 def journals(store: Path) -> dict[int, Path]:
     """Return the unfinished episodes' journals by number."""
     return _numbered(store / UNFINISHED, _JOURNAL_NAME)
+
+
+def remove_temporaries(store: Path) -> None:
+    """Remove half-written files of a writer that was killed; only the holder of the writer's lock may.
+
+    They hold nothing that was acknowledged: a finished episode and a journal have their names, and all of their content.
+    """
+    for path in (path for name in (EPISODES, UNFINISHED) for path in (store / name).glob(".*.tmp")):
+        whole = path.name.removeprefix(".").removesuffix(".tmp")
+        if _EPISODE_NAME.fullmatch(whole) or _JOURNAL_NAME.fullmatch(whole):
+            path.unlink()
 
 
 def next_number(store: Path, manifest: Manifest) -> int:
@@ -159,7 +170,7 @@ def commit_episode(store: Path, header: StoreHeader, number: int, episode: Episo
         "store": header.to_json(),
     }
     path = episode_path(store, number)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_name(path)
     try:
         write_episode_file(temporary, episode.data, attributes)
         entry = Entry(number, temporary.stat().st_size, file_sha256(temporary), content, length, **said)

@@ -21,7 +21,7 @@ import numpy as np
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.types import Array, FeatureSpec
-from robolearn.data.disk import sync_folder, write_all
+from robolearn.data.disk import sync_folder, temporary_name, write_all
 
 MAGIC = b"RLJOURN1"
 _RECORD = struct.Struct("<4sII")
@@ -33,10 +33,10 @@ class JournalWriter:
     """Appends records; a written record survives the death of the process, a synced one the loss of power."""
 
     def __init__(self, path: Path, head: Mapping[str, Any], streams: Mapping[str, FeatureSpec]) -> None:
-        """Create the file.
+        """Create the file; it has its name once its head is on the disk, so a kill leaves no journal without one.
 
         Args:
-            path: where; must not exist.
+            path: where; must not exist, which the store's writer lock guards.
             head: JSON facts known at the start of the episode.
             streams: every stream of a frame, in the order in which its bytes are written.
 
@@ -45,15 +45,18 @@ class JournalWriter:
         """
         self.path = path
         self._keys = list(streams)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         layout = [[key, f.dtype, list(f.shape)] for key, f in streams.items()]
+        temporary = temporary_name(path)
+        self._descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             self._append(MAGIC + _record(_HEAD, json.dumps({**head, "layout": layout}, allow_nan=False).encode()))
             self.sync()
+            temporary.rename(path)
             sync_folder(path.parent)
         except OSError:
             os.close(self._descriptor)
-            path.unlink()
+            for left in (temporary, path):
+                left.unlink(missing_ok=True)
             raise
 
     def add_frame(self, frame: Mapping[str, Array]) -> None:

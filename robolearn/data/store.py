@@ -63,7 +63,7 @@ class EpisodeStore:
         self.recovered: tuple[str, ...] = ()
         """What opening for appending rescued from a writer that was killed, in words."""
         if lock:
-            self._heal_manifest()
+            self._heal_folder()
             self.recovered = tuple(self._recover_journals())
 
     @classmethod
@@ -354,12 +354,13 @@ class EpisodeStore:
         path.unlink()
         return index
 
-    def _heal_manifest(self) -> None:
-        """Rewrite a manifest that a kill cut off or that lags behind the files."""
+    def _heal_folder(self) -> None:
+        """Rewrite a manifest that a kill cut off or that lags behind the files; remove files that are half written."""
         path, content = self.path / MANIFEST_NAME, manifest_bytes(self._manifest)
         try:
             for name in (EPISODES, UNFINISHED):  # tools that copy folders may drop empty ones
                 (self.path / name).mkdir(exist_ok=True)
+            folder.remove_temporaries(self.path)
             if (path.read_bytes() if path.exists() else b"") != content:
                 write_whole(path, content)
         except OSError as error:

@@ -8,6 +8,7 @@ import time
 from episode_samples import episode, frame
 
 from robolearn.core.errors import RefusedError
+from robolearn.data import journal
 from robolearn.data.header import T_WALL
 from robolearn.data.store import EpisodeStore
 
@@ -34,6 +35,13 @@ def write_until_killed(path, acknowledgements):
 
 def write_and_log(path, log):
     write_until_killed(path, os.open(log, os.O_WRONLY | os.O_APPEND))
+
+
+def begin_recording_and_die(path):
+    """Be killed between the creation of a journal and its first byte."""
+    journal.write_all = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    with EpisodeStore.open(path, "a") as store:
+        store.record()
 
 
 def append_beyond_the_limit(path, sender):

@@ -75,6 +75,21 @@ def test_kill_9_at_any_moment_loses_no_finished_episode_and_no_frame(tmp_path, s
     assert verify(tmp_path / "s").sound
 
 
+def test_a_kill_before_a_journal_has_its_head_is_no_damage(tmp_path):
+    """The journal had its name before its first byte: a kill in between left an empty one, which was damage for ever."""
+    new_store(tmp_path / "s", (5,)).close()
+    process = forkserver().Process(target=store_writers.begin_recording_and_die, args=(tmp_path / "s",))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert {problem.fault for problem in verify(tmp_path / "s").problems} == {Fault.LEFTOVER}
+    with EpisodeStore.open(tmp_path / "s", "a") as store:
+        assert store.recovered == ()
+        assert store.append(episode(7, 1)) == 1
+    assert verify(tmp_path / "s").sound
+    assert not (tmp_path / "s" / "quarantine").exists()
+
+
 @contextlib.contextmanager
 def tmpfs(path: Path, options: str):
     """A file system of its own; skips where mounting is not allowed."""
