@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-setup:  ## Python 3.12, .venv, pinned packages, OpenGL libraries
+setup:  ## Python 3.12, .venv, pinned packages, OpenGL libraries, Chromium for the tests
 	@bash .ci/setup
 
 quickstart: setup  ## demos -> diffusion policy -> evaluation -> report, about 10 minutes on 2 cores

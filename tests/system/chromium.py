@@ -2,11 +2,12 @@
 
 import asyncio
 import base64
+import functools
 import itertools
 import json
 import os
 import re
-import shutil
+import subprocess
 from pathlib import Path
 
 import aiohttp
@@ -17,9 +18,18 @@ HOW = (
 )
 
 
+@functools.cache
 def find_chromium() -> str | None:
     named = os.environ.get("ROBOLEARN_CHROMIUM")
-    return named or next((found for name in NAMES if (found := shutil.which(name))), None)
+    return named or next(filter(_answers, NAMES), None)
+
+
+def _answers(name: str) -> bool:
+    """Ask for the version: Ubuntu's chromium-browser is a script that starts nothing where there is no snap."""
+    try:
+        return subprocess.run([name, "--version"], capture_output=True, timeout=60).returncode == 0
+    except OSError:
+        return False
 
 
 class Chromium:
