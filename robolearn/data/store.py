@@ -34,6 +34,7 @@ from robolearn.data.episode_file import EpisodeFile, check_streams, read_episode
 from robolearn.data.folder import EPISODES, HEADER_NAME, UNFINISHED
 from robolearn.data.header import T_WALL, StoreHeader, seal, standard_extra, unseal
 from robolearn.data.journal import JournalWriter, read_journal
+from robolearn.data.json_file import read_bounded
 from robolearn.data.manifest import MANIFEST_NAME, Entry, Gone, Manifest, manifest_bytes
 from robolearn.data.recording import Annotate, Recording
 
@@ -145,7 +146,7 @@ class EpisodeStore:
         if mode not in ("r", "a"):
             raise RefusedError(f"{mode=} must be 'r' or 'a'.")
         try:
-            content = (path / HEADER_NAME).read_bytes()
+            content = read_bounded(path / HEADER_NAME)
         except OSError as error:
             raise refusal(error, f"No episode store at {path}: cannot read {HEADER_NAME}") from error
         header = unseal(content, where=path / HEADER_NAME)

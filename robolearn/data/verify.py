@@ -14,6 +14,7 @@ from robolearn.data.episode_file import EpisodeFile, file_sha256
 from robolearn.data.folder import EPISODES, HEADER_NAME, UNFINISHED
 from robolearn.data.header import StoreHeader, unseal
 from robolearn.data.journal import read_journal
+from robolearn.data.json_file import read_bounded
 from robolearn.data.manifest import MANIFEST_NAME, Entry, Manifest, read_manifest
 
 
@@ -107,11 +108,9 @@ def find_header(path: Path) -> tuple[StoreHeader | None, list[Problem]]:
     if not file.exists() and not (path / EPISODES).is_dir():
         raise RefusedError(f"No episode store at {path}: it has neither {HEADER_NAME} nor {EPISODES}/.")
     try:
-        content = file.read_bytes()
+        return unseal(read_bounded(file), where=file), []
     except FileNotFoundError:
         return _remembered_header(path), [Problem(Fault.HEADER, HEADER_NAME, "The file is missing.")]
-    try:
-        return unseal(content, where=file), []
     except RefusedError as error:
         return _remembered_header(path), [Problem(Fault.HEADER, HEADER_NAME, str(error))]
 

@@ -28,6 +28,7 @@ from robolearn.core.types import ACTION, Array, Episode, FeatureSpec, Spaces, is
 from robolearn.data.formats import exchange
 from robolearn.data.formats.exchange import EpisodeSource, ExportOptions, ImportOptions, OnEpisode
 from robolearn.data.header import T_WALL, StoreHeader
+from robolearn.data.json_file import parse_json, read_limited
 from robolearn.deploy.codecs import MESSAGE_TYPES, Sample, decode, stamp_ns
 from robolearn.deploy.streams import ObservationContract, Stream, replay
 
@@ -157,7 +158,7 @@ def _sidecar(bag: Path) -> tuple[StoreHeader, list[dict[str, Any]]] | None:
     from ruamel.yaml import YAML
 
     where = f"{bag}/metadata.yaml"
-    content = exchange.read_limited(bag / "metadata.yaml")
+    content = read_limited(bag / "metadata.yaml")
     try:
         body = YAML(typ="safe").load(content)["rosbag2_bagfile_information"]
         custom = (body.get("custom_data") or {}).get(_CUSTOM)
@@ -243,7 +244,7 @@ class StrangersBags:
             raise RefusedError(
                 f"{where} was not written by robolearn; say which topics are what with --contract FILE (docs/formats.md)."
             )
-        body = exchange.parse_json(exchange.read_limited(options.contract), where=where)
+        body = parse_json(read_limited(options.contract), where=where)
         unknown = set(body) ^ {"contract", "spaces", "action"}
         if unknown:
             raise RefusedError(

@@ -14,8 +14,8 @@ import math
 import struct
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,7 +24,9 @@ from robolearn.core.types import ACTION, IMAGES_PREFIX, Array, Episode, FeatureS
 from robolearn.data.episode_file import Rows
 from robolearn.data.formats import exchange
 from robolearn.data.formats.exchange import EpisodeSource, ExportOptions, ImportOptions, OnEpisode, Slice
+from robolearn.data.formats.tree_files import FolderFiles, TreeFiles, ZipFiles
 from robolearn.data.header import REWARD, StoreHeader
+from robolearn.data.json_file import MAX_JSON_BYTES, parse_json
 
 NAME = "zarr"
 SUMMARY = "diffusion_policy's zarr replay buffer (folder or .zarr.zip)"
@@ -34,72 +36,6 @@ BLOSC_NAMES = ("zstd", "lz4", "lz4hc", "blosclz", "zlib")
 _BLOSC_HEADER = struct.Struct("<BBBBIII")
 _SIDECAR = ".robolearn.json"
 _CHUNK_BYTES = 1 << 21
-_MAX_FILES = 10_000_000
-
-
-class _Files(Protocol):
-    """The tree, in a folder or a ZIP."""
-
-    def sizes(self) -> dict[str, int]: ...
-
-    def read(self, name: str, limit: int | None = None) -> bytes: ...
-
-
-class _Folder:
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def sizes(self) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for file in self._root.rglob("*"):
-            if file.is_symlink():
-                raise RefusedError(f"{file} is a link; a zarr folder holds none.")
-            if file.is_file():
-                found[file.relative_to(self._root).as_posix()] = file.stat().st_size
-            if len(found) > _MAX_FILES:
-                raise RefusedError(f"{self._root} holds more than {_MAX_FILES} files.")
-        return found
-
-    def read(self, name: str, limit: int | None = None) -> bytes:
-        with (self._root / name).open("rb") as stream:
-            return stream.read(-1 if limit is None else limit)
-
-
-class _Zip:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise RefusedError(f"{path} is truncated, damaged or no ZIP file: {error}.") from error
-
-    def sizes(self) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for info in self._zip.infolist():
-            parts = PurePosixPath(info.filename).parts
-            if info.filename.startswith("/") or ".." in parts or "\\" in info.filename:
-                raise RefusedError(f"{self._path} holds the name {info.filename!r}, which leads out of it.")
-            if (info.external_attr >> 16) & 0o170000 == 0o120000:
-                raise RefusedError(f"{self._path}: {info.filename} is a link; a zarr file holds none.")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise RefusedError(
-                    f"{self._path}: {info.filename} is packed by method {info.compress_type}; stored or deflated is read."
-                )
-            if info.is_dir():
-                continue
-            # zarr itself writes group descriptions anew whenever they change, and a ZIP keeps both.
-            if info.filename in found and parts[-1] not in (".zgroup", ".zattrs", ".zmetadata"):
-                raise RefusedError(f"{self._path} names {info.filename!r} twice.")
-            exchange.require_plausible(info.file_size, info.compress_size, where=f"{self._path}: {info.filename}")
-            found[info.filename] = info.file_size
-        return found
-
-    def read(self, name: str, limit: int | None = None) -> bytes:
-        with self._zip.open(name) as stream:
-            return stream.read(-1 if limit is None else limit)
-
-    def close(self) -> None:
-        self._zip.close()
 
 
 def sniff(path: Path) -> bool:
@@ -200,7 +136,7 @@ def open_source(path: Path, options: ImportOptions) -> ZarrSource:
     Raises:
         RefusedError: names what is wrong, or what the file does not say.
     """
-    files: _Files = _Folder(path) if path.is_dir() else _Zip(path)
+    files: TreeFiles = FolderFiles(path) if path.is_dir() else ZipFiles(path)
     try:
         return ZarrSource(files, path, options)
     except RefusedError:
@@ -212,7 +148,7 @@ def open_source(path: Path, options: ImportOptions) -> ZarrSource:
 class ZarrSource:
     """The episodes of a replay buffer."""
 
-    def __init__(self, files: _Files, path: Path, options: ImportOptions) -> None:
+    def __init__(self, files: TreeFiles, path: Path, options: ImportOptions) -> None:
         import zarr
         from zarr.storage import LocalStore, ZipStore
 
@@ -230,7 +166,7 @@ class ZarrSource:
         self.notes: tuple[str, ...] = ()
         self._facts: list[dict[str, Any]] | None = None
         if _SIDECAR in sizes:
-            if sizes[_SIDECAR] > exchange.MAX_JSON_BYTES:
+            if sizes[_SIDECAR] > MAX_JSON_BYTES:
                 raise RefusedError(f"{path}: {_SIDECAR} is {sizes[_SIDECAR]} bytes long.")
             self.header, self._facts = exchange.unseal_sidecar(files.read(_SIDECAR), where=f"{path}: {_SIDECAR}")
             self._names = exchange.plain_names(self.header)
@@ -287,7 +223,7 @@ class ZarrSource:
             if picture and dtype != np.uint8:
                 self._require_bytes(name)
                 self.notes += (f"{name} holds pictures as {dtype}; they are whole numbers of 0 to 255 and are kept as uint8",)
-            self._names[key] = name
+            exchange.give_name(self._names, key, name, where=str(path))
             (extra if key == REWARD else observation)[key] = FeatureSpec(shape[1:], kind)
         shape, dtype = specs["action"]
         if len(shape) != 2:
@@ -330,14 +266,14 @@ def _episode_ends(ends: Array, spec: tuple[tuple[int, ...], np.dtype], specs: Ma
     return ends
 
 
-def _check_array(files: _Files, sizes: Mapping[str, int], place: str, path: Path) -> tuple[tuple[int, ...], np.dtype]:
+def _check_array(files: TreeFiles, sizes: Mapping[str, int], place: str, path: Path) -> tuple[tuple[int, ...], np.dtype]:
     """Check an array's description and that each of its chunks is there, whole; return shape and dtype."""
     where = f"{path}: {place}"
     if f"{place}/.zarray" not in sizes:
         raise RefusedError(f"{where} is missing.")
-    if sizes[f"{place}/.zarray"] > exchange.MAX_JSON_BYTES:
+    if sizes[f"{place}/.zarray"] > MAX_JSON_BYTES:
         raise RefusedError(f"{where}/.zarray is {sizes[f'{place}/.zarray']} bytes long.")
-    head = exchange.parse_json(files.read(f"{place}/.zarray"), where=f"{where}/.zarray")
+    head = parse_json(files.read(f"{place}/.zarray"), where=f"{where}/.zarray")
     if head.get("zarr_format") != 2:
         raise RefusedError(f"{where} says zarr_format {head.get('zarr_format')!r}; 2 is read.")
     dtype = _dtype(head.get("dtype"), where)
@@ -355,7 +291,7 @@ def _check_array(files: _Files, sizes: Mapping[str, int], place: str, path: Path
     return shape, dtype
 
 
-def _check_chunks(files: _Files, sizes: Mapping[str, int], place: str, layout: tuple[Any, ...], where: str) -> None:
+def _check_chunks(files: TreeFiles, sizes: Mapping[str, int], place: str, layout: tuple[Any, ...], where: str) -> None:
     shape, chunks, dtype, codec, separator = layout
     counts = [-(-n // c) for n, c in zip(shape, chunks, strict=True)]
     present = [name for name in sizes if name.startswith(f"{place}/") and not name.startswith(f"{place}/.z")]

@@ -22,11 +22,10 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.types import ACTION, IMAGES_PREFIX, Array, Episode, FeatureSpec, Spaces, is_image
 from robolearn.data.episode_file import Rows
 from robolearn.data.header import StoreHeader
+from robolearn.data.json_file import parse_json
 from robolearn.data.store import EpisodeStore
 
 SIDECAR, SIDECAR_VERSION = "robolearn-exchange", 1
-MAX_JSON_BYTES = 1 << 26
-"""A description longer than this is an attack or damage, not a description."""
 MAX_EXPANSION = 5000
 """No compressor shrinks recorded streams further; a header that claims more is not believed."""
 FREE_BYTES = 1 << 28
@@ -255,35 +254,15 @@ def unseal_sidecar(text: str | bytes, *, where: str) -> tuple[StoreHeader, list[
     return header, episodes
 
 
-def parse_json(text: str | bytes, *, where: str) -> dict[str, Any]:
-    """Return a JSON object.
+def give_name(names: dict[str, str], key: str, name: str, *, where: str) -> None:
+    """Note in ``names`` that a stream is read from ``name``.
 
     Raises:
-        RefusedError: too long, not JSON, or not an object.
+        RefusedError: another one of the file would become the same stream.
     """
-    if len(text) > MAX_JSON_BYTES:
-        raise RefusedError(f"{where} is {len(text)} bytes long; at most {MAX_JSON_BYTES} are read.")
-    try:
-        body = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RefusedError(f"{where} is damaged: {error}.") from error
-    if not isinstance(body, dict):
-        raise RefusedError(f"{where} is damaged: an object was expected, not {type(body).__name__}.")
-    return body
-
-
-def read_limited(path: Path) -> bytes:
-    """Return the bytes of a small file.
-
-    Raises:
-        RefusedError: it is missing, unreadable or too long.
-    """
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise RefusedError(f"{path} is {path.stat().st_size} bytes long; at most {MAX_JSON_BYTES} are read.")
-        return path.read_bytes()
-    except OSError as error:
-        raise RefusedError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if key in names:
+        raise RefusedError(f"{where}: {names[key]!r} and {name!r} would both become the stream {key!r}; rename one of them.")
+    names[key] = name
 
 
 def inside(root: Path, path: Path) -> Path:

@@ -29,6 +29,7 @@ from robolearn.data.formats import exchange
 from robolearn.data.formats.exchange import EpisodeSource, ExportOptions, ImportOptions, OnEpisode
 from robolearn.data.formats.lerobot_files import EpisodeTable, VideoRows, read_pictures
 from robolearn.data.header import REWARD, StoreHeader
+from robolearn.data.json_file import parse_json, read_limited
 
 NAME = "lerobot"
 SUMMARY = "LeRobotDataset v3 (lerobot 0.6.1), pictures or video"
@@ -190,7 +191,7 @@ class LeRobotSource:
     def __init__(self, path: Path, options: ImportOptions) -> None:
         self._path, self._options = path, options
         info_file = exchange.inside(path, path / "meta" / "info.json")
-        self._info = exchange.parse_json(exchange.read_limited(info_file), where=str(info_file))
+        self._info = parse_json(read_limited(info_file), where=str(info_file))
         version = self._info.get("codebase_version")
         if version != VERSION:
             raise RefusedError(
@@ -208,7 +209,7 @@ class LeRobotSource:
         self._facts: list[dict[str, Any]] | None = None
         sidecar = path / SIDECAR_FILE
         if sidecar.exists():
-            text = exchange.read_limited(exchange.inside(path, sidecar))
+            text = read_limited(exchange.inside(path, sidecar))
             self.header, self._facts = exchange.unseal_sidecar(text, where=str(sidecar))
             self._names = _feature_names(self.header)
             self._require_described()
@@ -320,7 +321,7 @@ class LeRobotSource:
                 key = name if is_image(name) else IMAGES_PREFIX + name.rsplit(".", 1)[-1]
             else:
                 key = REWARD if name == NEXT_REWARD else name
-            self._names[key] = name
+            exchange.give_name(self._names, key, name, where=f"{self._path}/meta/info.json")
             (observation if key.startswith("observation.") else extra)[key] = spec
         action = _spec(ACTION, self._features[ACTION])
         if action is None or len(action.shape) != 1:

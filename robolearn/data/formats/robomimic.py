@@ -27,6 +27,7 @@ from robolearn.data.episode_file import Rows
 from robolearn.data.formats import exchange
 from robolearn.data.formats.exchange import EpisodeSource, ExportOptions, ImportOptions, OnEpisode, Slice
 from robolearn.data.header import REWARD, StoreHeader
+from robolearn.data.json_file import parse_json
 
 NAME = "robomimic"
 SUMMARY = "robomimic and robosuite HDF5 (.hdf5, .h5)"
@@ -233,7 +234,8 @@ class HdfSource:
         places, observation = {ACTION: "actions"}, {}
         for name, stored in sorted(first.get("obs", {}).items()):
             key = _observation_key(name, stored)
-            places[key], observation[key] = f"obs/{name}", _spec(stored)
+            exchange.give_name(places, key, f"obs/{name}", where=f"{path}, data/{self._demos[0]}")
+            observation[key] = _spec(stored)
         extra = {}
         for key, place in ((REWARD, "rewards"), (SIM_STATE, "states")):
             if place in first:
@@ -282,7 +284,7 @@ def _demo_names(data: Any, path: Path) -> list[str]:
 
 def _attribute(data: Any, name: str, path: Path) -> dict[str, Any]:
     text = data.attrs.get(name)
-    return exchange.parse_json(text, where=f"{path}: {name}") if isinstance(text, str | bytes) else {}
+    return parse_json(text, where=f"{path}: {name}") if isinstance(text, str | bytes) else {}
 
 
 def _env_name(data: Any, path: Path) -> str | None:
