@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from robolearn.train.checkpoint import (
     read_tensors,
     to_cpu,
 )
+from robolearn.train.dip_guard import DipGuard
 from robolearn.train.divergence import DIVERGED_FOLDER
 from robolearn.train.evaluations import Evaluations, Score
 from robolearn.train.interrupts import Interrupted, InterruptGuard, NonFiniteError
@@ -146,6 +147,7 @@ class _Loop:
         self._sums: dict[str, Tensor] = {}
         self._counted = 0
         self._recent: deque[bool] = deque(maxlen=100)
+        self._dips = DipGuard(config.guard_episodes, lanes.count)
         self._episodes = 0
         self._stepping_s, self._updating_s = 0.0, 0.0
 
@@ -182,6 +184,7 @@ class _Loop:
         """Make one control step of all lanes; updates from replay happen while they step, what else is learned behind it."""
         began_s = time.monotonic()
         phase = self._config.phase(self._step)
+        phase = replace(phase, reach=phase.reach * self._dips.share)
         self._lanes.decide(warmup=not phase.actor)
         stepping = pool.submit(self._lanes.step)
         decided_s = time.monotonic()
@@ -196,6 +199,7 @@ class _Loop:
             self._observe(self._refiner, outcome, phase)
         for success in outcome.finished:
             self._recent.append(success)
+            self._dips.count(success=success, warmup=not phase.actor)
             self._episodes += 1
         self._step += self._lanes.count
         self._stepping_s += stepped_s - updated_s + decided_s - began_s
@@ -252,6 +256,8 @@ class _Loop:
         row: dict[str, float] = {f"train/{name}": value for name, value in means.items()}
         if self._recent:
             row["train/success"] = float(np.mean(self._recent))
+        if self._config.guard_episodes:
+            row["train/share"] = self._dips.share
         row |= {"train/episodes": float(self._episodes), "train/updates": float(self._updates)}
         row["time/steps_per_s"] = (self._step - self._logged_step) / max(1e-9, now_s - self._logged_s)
         row |= {"time/update_s": self._updating_s, "time/step_s": self._stepping_s}
@@ -284,7 +290,7 @@ class _Loop:
         tensors |= {f"lanes/{k}": v for k, v in self._lanes.tensors().items()}
         state: dict[str, object] = {"env_steps": self._step, "updates": self._updates, "elapsed_s": self._elapsed_s}
         state |= {"lanes": self._lanes.state(), "recent": list(self._recent), "episodes": self._episodes}
-        state |= {"counted": self._counted}
+        state |= {"counted": self._counted, "dips": self._dips.state()}
         contents = CheckpointContents(
             config=policy.card() | {"provenance": dict(self._provenance)},
             model=weights,
@@ -312,6 +318,7 @@ class _Loop:
         self._step, self._updates, self._elapsed_s = int(state["env_steps"]), int(state["updates"]), float(state["elapsed_s"])
         self._episodes, self._counted = int(state["episodes"]), int(state["counted"])
         self._recent.extend(bool(s) for s in state["recent"])
+        self._dips.restore(state["dips"])
 
     def _give_up(self, means: Mapping[str, float]) -> None:
         folder = self._run_dir / DIVERGED_FOLDER / f"{self._step:09d}"
