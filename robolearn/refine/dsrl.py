@@ -67,6 +67,8 @@ class Config(LearnerConfig):
     """Largest magnitude of a shift (anchored) or of the noise (absolute); really applied, unlike in the released code."""
     repeat: bool = False
     """One latent vector for all steps of the chunk."""
+    reads_noise: bool = False
+    """Anchored: the shift depends on the noise that it shifts, too; see :class:`robolearn.policies.steered.Config`."""
     actor: ActorConfig = field(default_factory=ActorConfig)
     """The network that chooses the noise."""
     actor_learning_rate: float = 2.0e-4
@@ -148,7 +150,7 @@ def latent_sample(
         extra: (b, latent_dim) N(0, 1), the actor's own where ``absolute``.
     """
     if policy.config.form == "anchored":
-        chosen = policy.shift(condition, actor)
+        chosen = policy.shift(condition, noise, actor)
         return policy.place(chosen, noise), chosen, torch.zeros_like(chosen[:, 0])
     chosen, log_density = actor.sample(condition, extra)  # type: ignore[operator]
     return policy.place(chosen, noise), chosen, log_density
@@ -312,5 +314,7 @@ class Refiner:
 
 def refined_policy(base: torch.nn.Module, config: Config) -> Any:
     """Return the steered policy around a loaded ``base``; it equals the base exactly until it has learned."""
-    settings = steered.Config(actor=config.actor, form=config.form, bound=config.bound, repeat=config.repeat)
+    settings = steered.Config(
+        actor=config.actor, form=config.form, bound=config.bound, repeat=config.repeat, reads_noise=config.reads_noise
+    )
     return wrap(base, "steered", settings)
