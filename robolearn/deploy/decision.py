@@ -165,6 +165,7 @@ class DecisionFunction:
         with warnings.catch_warnings(), torch.no_grad():
             # Tracing warns of every branch on a shape; shapes are fixed here, and the numbers are compared below.
             warnings.simplefilter("ignore")
+            self._decode(*self._inputs)  # what the weights alone decide is kept from now on, and so becomes a constant
             return torch.jit.freeze(torch.jit.trace(self._decode, self._inputs, check_trace=False))
 
     def _warm_up(self) -> None:

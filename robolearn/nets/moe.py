@@ -118,14 +118,14 @@ def z_loss(route: Route) -> Tensor:
 
 
 class Fused(NamedTuple):
-    """Experts that work together, as one gated MLP: ``w_out @ (scale * p * silu(g)) `` with ``[p, g] = w_in @ x + b_in``."""
+    """Experts that work together, as one gated MLP: ``(scale * p * silu(g)) @ w_out`` with ``[p, g] = w_in @ x + b_in``."""
 
     w_in: Tensor
     """(2 H, width): all p rows, then all g rows."""
     b_in: Tensor
     """(2 H,)."""
     w_out: Tensor
-    """(width, H)."""
+    """(H, width): the way round that is faster for the few rows of a decision."""
 
 
 class Experts(nn.Module):
@@ -167,15 +167,13 @@ class Experts(nn.Module):
         return functional.linear(value * functional.silu(gate), self.w_out[index])
 
     def fuse(self, chosen: tuple[int, ...]) -> Fused:
-        """Return the experts ``chosen`` (and the shared one) as one; of a single expert, its own tensors."""
+        """Return the experts ``chosen`` (and the shared one) as one."""
         members = [*chosen, *([self.routed] if self.shared else [])]
-        if len(members) == 1:
-            return Fused(self.w_in[members[0]], self.b_in[members[0]], self.w_out[members[0]])
         halves = [w.chunk(2) for w in self.w_in[members].unbind()]
         biases = [b.chunk(2) for b in self.b_in[members].unbind()]
         w_in = torch.cat([half[part] for part in (0, 1) for half in halves])
         b_in = torch.cat([half[part] for part in (0, 1) for half in biases])
-        return Fused(w_in, b_in, torch.cat(self.w_out[members].unbind(), dim=1))
+        return Fused(w_in, b_in, torch.cat([w.T for w in self.w_out[members].unbind()]))
 
     def fused_scale(self, weights: Tensor) -> Tensor:
         """Return the (H,) factors of a fused expert's hidden features for the chosen experts' ``weights`` (k,)."""
@@ -187,4 +185,4 @@ def apply_fused(x: Tensor, fused: Fused, scale: Tensor | None) -> Tensor:
     """Return a fused expert's output for ``x`` (..., width); ``scale`` (H,) are its hidden features' factors, None for 1."""
     value, gate = functional.linear(x, fused.w_in, fused.b_in).chunk(2, dim=-1)
     hidden = value * functional.silu(gate)
-    return functional.linear(hidden if scale is None else hidden * scale, fused.w_out)
+    return (hidden if scale is None else hidden * scale) @ fused.w_out

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robolearn.core.errors import RefusedError
-from robolearn.nets.blocks import LevelEmbedding
+from robolearn.nets.blocks import LevelEmbedding, attention, unit_norm
 from robolearn.nets.moe import Experts, Fused, MoeConfig, Route, Router, apply_fused
 
 LEVEL_SCALE = 100.0
@@ -55,17 +55,40 @@ class PrefixTransformerConfig:
         self.moe.hidden(self.width)
 
 
+class Working(NamedTuple):
+    """The experts of one layer that work at one level, as one, with the scale of the norm before them inside its matrix."""
+
+    fused: Fused
+    """Levels with the same experts share it."""
+    scale: Tensor | None
+    """(H,) factors of its hidden features; None for 1."""
+
+
+class LayerLevels(NamedTuple):
+    """What the weights alone decide about one layer at ``n`` noise levels, then at the clean one where the prefix has it."""
+
+    w_in: Tensor
+    """(3 width, width): queries, keys and values, with the scale of the norm before them."""
+    b_in: Tensor
+    """(n or n + 1, 3 width): their bias, with what the level's features add."""
+    norm: Tensor
+    """(2, 1, 1, 1, d): scales of the norms of queries and of keys."""
+    working: list[Working]
+    """[level]."""
+    noise: tuple[Tensor, Tensor] | None
+    """Keys and values (n, heads, 1, d) of the noise token; None where they depend on the observation."""
+
+
 class Levels(NamedTuple):
     """What the weights alone decide about ``n`` noise levels."""
 
     features: Tensor
     """(n, width)."""
-    noise_keys: list[tuple[Tensor, Tensor]]
-    """Per layer keys and values (n, heads, 1, d) of the noise token; empty where they depend on the observation."""
-    fused: list[list[Fused]]
-    """[layer][level] the experts that work there, as one; levels with the same experts share theirs."""
-    scales: list[list[Tensor | None]]
-    """[layer][level] factors of their hidden features."""
+    layers: list[LayerLevels]
+    w_out: Tensor
+    """(a, width): the output's matrix, with the scale of the norm before it."""
+    bias: Tensor | None
+    """(h, t): 0 where an action token sees a prefix token or another action, else -inf; None for 0."""
 
 
 class Prefix(NamedTuple):
@@ -154,7 +177,7 @@ class PrefixTransformer(nn.Module):
         before = self.clean_level.expand_as(prefix) if clean else features[:, None].expand_as(prefix)
         level = torch.cat((features[:, None], before, features[:, None].expand(-1, horizon, -1)), dim=1)
         clean_routes = self.routes(self.clean_level[None]) if clean else routes
-        mask = self._mask(x.shape[1] - horizon, x.device)
+        bias = self._bias(x.shape[1] - horizon, x.device)
         for index, block in enumerate(self._blocks()):
             weights = None
             if routes:
@@ -165,36 +188,41 @@ class PrefixTransformer(nn.Module):
                     else own.expand(-1, prefix.shape[1], -1)
                 )
                 weights = torch.cat((own, other, own.expand(-1, horizon, -1)), dim=1)
-            x = block(x, level, mask, weights)
+            x = block(x, level, bias, weights)
         return self.out(self.norm(x[:, -horizon:]))
 
     @torch.no_grad()
     def prepare_levels(self, noise: Tensor) -> Levels:
         """Compute what does not depend on any observation for the levels log(sigma) / 4 ``noise`` (n,)."""
-        features = self.embed_levels(noise)
-        routes = self.routes(features)
-        fused, scales = self._fuse(routes, len(noise))
-        if self.config.prefix != "clean":
-            return Levels(features, [], fused, scales)
-        x, keys = features[:, None], []
+        features, clean = self.embed_levels(noise), self.config.prefix == "clean"
+        routes, count = self.routes(features), len(noise)
+        x, layers = features[:, None], []
+        known = torch.cat((features, self.clean_level[None])) if clean else features
+        chosen = self.routes(known)
         for index, block in enumerate(self._blocks()):
-            query, key, value = block.project(x, features[:, None])
-            keys.append((key, value))
-            weights = routes[index].weights[:, None] if routes else None
-            x = block.feed(block.attend(x, query, key, value), weights)
-        return Levels(features, keys, fused, scales)
+            keys = None
+            if clean:
+                query, *keys = block.project(x, features[:, None])
+                weights = routes[index].weights[:, None] if routes else None
+                x = block.feed(block.attend(x, query, *keys), weights)
+            working = block.working(chosen[index].weights if routes else None, len(known))
+            layers.append(LayerLevels(*block.folded(known), working, None if keys is None else (keys[0], keys[1])))
+        horizon = self.shape[0]
+        bias = self._bias(1 + len(self.kinds), noise.device)[-horizon:] if self.config.causal_actions else None
+        assert all(len(layer.working) == count + clean for layer in layers)
+        w_out = self.out.weight * self.norm.weight * len(self.norm.weight) ** 0.5
+        return Levels(features, layers, w_out, bias)
 
     def prepare_prefix(self, condition: Tensor, levels: Levels, hide_goal: Tensor | None = None) -> Prefix:
         """Compute the prefix of conditions (b, c) for all levels in one pass."""
         n, rows = len(levels.features), len(condition)
         tokens = self._prefix_tokens(condition, hide_goal)
         if self.config.prefix == "clean":
-            level, routes = self.clean_level.expand(1, 1, -1), self.routes(self.clean_level[None])
-            keys = self._run_prefix(tokens, level, [r.weights[:, None].expand(rows, tokens.shape[1], -1) for r in routes])
+            keys = self._run_clean_prefix(tokens, levels)
             joined = [
                 tuple(torch.cat((own[:, None].expand(-1, rows, -1, -1, -1), given.expand(n, -1, -1, -1, -1)), dim=3)
-                      for own, given in zip(levels.noise_keys[i], keys[i], strict=True))
-                for i in range(len(keys))
+                      for own, given in zip(layer.noise or (), pair, strict=True))
+                for layer, pair in zip(levels.layers, keys, strict=True)
             ]  # fmt: skip
         else:
             features = levels.features
@@ -208,49 +236,40 @@ class PrefixTransformer(nn.Module):
 
     def denoise(self, noisy: Tensor, index: int, prefix: Prefix, levels: Levels, *, known: Tensor | None = None) -> Tensor:
         """Return (b, h, a) of scaled chunks (b, h, a) at level number ``index``: only the action tokens are computed."""
-        x, level = self._action_tokens(noisy, known), levels.features[index]
-        horizon = self.shape[0]
-        seen = prefix.keys[0].shape[3]
-        mask = self._mask(seen, x.device)[-horizon:] if self.config.causal_actions else None
-        for i, block in enumerate(self._blocks()):
-            query, key, value = block.project(x, level)
+        x = self._action_tokens(noisy, known)
+        for i, (block, layer) in enumerate(zip(self._blocks(), levels.layers, strict=True)):
+            query, key, value = block.project_folded(x, layer, index)
             key = torch.cat((prefix.keys[i][index], key), dim=2)
             value = torch.cat((prefix.values[i][index], value), dim=2)
-            x = block.attend(x, query, key, value, mask)
-            x = x + apply_fused(block.experts_norm(x), levels.fused[i][index], levels.scales[i][index])
-        return self.out(self.norm(x))
+            x = block.attend(x, query, key, value, levels.bias)
+            x = x + apply_fused(unit_norm(x), *layer.working[index])
+        return functional.linear(unit_norm(x), levels.w_out, self.out.bias)
 
     def _blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.blocks))
 
     def _run_prefix(self, x: Tensor, level: Tensor, weights: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return each layer's keys and values; behind the last layer's nothing is needed of the prefix."""
-        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        bias = _as_bias(torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril())
         keys = []
         for index, block in enumerate(self._blocks()):
             query, key, value = block.project(x, level)
             keys.append((key, value))
             if index < len(self.blocks) - 1:
-                x = block.feed(block.attend(x, query, key, value, mask), weights[index] if weights else None)
+                x = block.feed(block.attend(x, query, key, value, bias), weights[index] if weights else None)
         return keys
 
-    def _fuse(self, routes: list[Route], levels: int) -> tuple[list[list[Fused]], list[list[Tensor | None]]]:
-        fused: list[list[Fused]] = []
-        scales: list[list[Tensor | None]] = []
-        for layer, block in enumerate(self._blocks()):
-            experts: Experts = block.experts
-            if not routes:
-                fused.append([experts.fuse((0,))] * levels)
-                scales.append([None] * levels)
-                continue
-            weights = routes[layer].weights
-            sets = [tuple(row.nonzero()[:, 0].tolist()) for row in weights]
-            made = {chosen: experts.fuse(chosen) for chosen in set(sets)}
-            fused.append([made[chosen] for chosen in sets])
-            alone = self.config.moe.top_k == 1 and not experts.shared
-            factors = [None if alone else experts.fused_scale(w[list(c)]) for w, c in zip(weights, sets, strict=True)]
-            scales.append(factors)
-        return fused, scales
+    def _run_clean_prefix(self, x: Tensor, levels: Levels) -> list[tuple[Tensor, Tensor]]:
+        """As :meth:`_run_prefix` at the clean level, which is the last of ``levels``, with its experts fused."""
+        bias = _as_bias(torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril())
+        keys = []
+        for index, (block, layer) in enumerate(zip(self._blocks(), levels.layers, strict=True)):
+            query, key, value = block.project_folded(x, layer, -1)
+            keys.append((key, value))
+            if index < len(self.blocks) - 1:
+                x = block.attend(x, query, key, value, bias)
+                x = x + apply_fused(unit_norm(x), *layer.working[-1])
+        return keys
 
     def _prefix_tokens(self, condition: Tensor, hide_goal: Tensor | None) -> Tensor:
         elements = [self.get_buffer(f"elements_{i}") for i in range(len(self.kinds))]
@@ -264,15 +283,15 @@ class PrefixTransformer(nn.Module):
         x = self.action_in(noisy) + self.action_position
         return x if known is None else x + known[..., None] * self.known_action
 
-    def _mask(self, before: int, device: torch.device) -> Tensor:
-        """Return (t, t) bool, True where a token (row) sees another (column); ``before`` tokens precede the actions."""
+    def _bias(self, before: int, device: torch.device) -> Tensor:
+        """Return (t, t), 0 where a token (row) sees another (column), else -inf; ``before`` tokens precede the actions."""
         size = before + self.shape[0]
         mask = torch.ones(size, size, dtype=torch.bool, device=device).tril()
         if self.config.prefix == "clean":
             mask[1:before, 0] = False  # what is seen of the noise would differ from level to level
         if not self.config.causal_actions:
             mask[before:, before:] = True
-        return mask
+        return _as_bias(mask)
 
 
 class Block(nn.Module):
@@ -289,19 +308,48 @@ class Block(nn.Module):
         self.experts = Experts(width, config.moe)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, level: Tensor, mask: Tensor, weights: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, level: Tensor, bias: Tensor, weights: Tensor | None) -> Tensor:
         """Map tokens (b, t, width) to their own shape; ``weights`` (b, t, experts) are the routes."""
         query, key, value = self.project(x, level)
-        return self.feed(self.attend(x, query, key, value, mask), weights)
+        return self.feed(self.attend(x, query, key, value, bias), weights)
 
     def project(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values (b, heads, t, d) of tokens (b, t, width) with level features added."""
         split = self.query_key_value(self.attention_norm(x) + level).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.query_norm(split[0]), self.key_norm(split[1]), split[2]
 
-    def attend(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    def folded(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``w_in``, ``b_in`` and ``norm`` of :class:`LayerLevels` for level features (n, width)."""
+        given, scale = self.query_key_value, self.attention_norm.weight * len(self.attention_norm.weight) ** 0.5
+        norm = torch.stack((self.query_norm.weight, self.key_norm.weight))[:, None, None, None]
+        return given.weight * scale, features @ given.weight.T + given.bias, norm * norm.shape[-1] ** 0.5
+
+    def project_folded(self, x: Tensor, layer: LayerLevels, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what :meth:`project` does for tokens (b, t, width) at level number ``index``, with fewer operators."""
+        split = functional.linear(unit_norm(x), layer.w_in, layer.b_in[index])
+        split = split.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key = (unit_norm(split[:2]) * layer.norm).unbind()
+        return query, key, split[2]
+
+    def working(self, weights: Tensor | None, levels: int) -> list[Working]:
+        """Return the experts that work at each of ``levels`` levels, chosen by ``weights`` (levels, experts) or all alike."""
+        experts, norm = self.experts, self.experts_norm.weight * len(self.experts_norm.weight) ** 0.5
+
+        def fuse(chosen: tuple[int, ...]) -> Fused:
+            made = experts.fuse(chosen)
+            return made._replace(w_in=made.w_in * norm)
+
+        if weights is None:
+            return [Working(fuse((0,)), None)] * levels
+        sets = [tuple(row.nonzero()[:, 0].tolist()) for row in weights]
+        made = {chosen: fuse(chosen) for chosen in set(sets)}
+        alone = len(sets[0]) == 1 and not experts.shared
+        scales = [None if alone else experts.fused_scale(w[list(c)]) for w, c in zip(weights, sets, strict=True)]
+        return [Working(made[chosen], scale) for chosen, scale in zip(sets, scales, strict=True)]
+
+    def attend(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return ``x`` (b, t, width) plus what its queries find."""
-        found = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        found = attention(query, key, value, bias)
         return x + self.dropout(self.attention_out(found.transpose(1, 2).flatten(2)))
 
     def feed(self, x: Tensor, weights: Tensor | None) -> Tensor:
@@ -309,3 +357,8 @@ class Block(nn.Module):
         rows = self.experts_norm(x).flatten(0, 1)
         out = self.experts(rows, None if weights is None else weights.reshape(len(rows), -1))
         return x + self.dropout(out.unflatten(0, x.shape[:2]))
+
+
+def _as_bias(seen: Tensor) -> Tensor:
+    """Return 0 where ``seen`` is true, else -inf."""
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)

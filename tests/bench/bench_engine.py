@@ -1,12 +1,12 @@
 """What a decision costs: floating-point operations counted at the operators, and CPU time, of the policies' paths in turns.
 
-    robolearn bench engine [--rounds 7] [--width 256] [--layers 6] [--horizon 16] [--observations 2]
+    robolearn bench engine [--rounds 7] [--width 256] [--layers 6] [--hidden-ratio 4] [--horizon 16] [--observations 2]
 
 Mixture of experts, batch 1, ten noise levels: the *plain* path computes all tokens with separate experts at every level (what a
-forward pass in training is); the *fused, cached* path computes the prefix once and the experts that work at a level as one. The
-dense transformers are of equal total and of equal active size. Operations are torch's FlopCounterMode's (matrix products and
-attention, whoever calls them; a multiply-add counts two). Times are CPU-milliseconds of this process, medians of rounds in
-which all run in turns.
+forward pass in training is); the *fused, cached* path computes the prefix once and the experts that work at a level as one;
+*traced* is that path as a decision function runs it. The dense transformers are of equal total and of equal active size.
+Operations are torch's FlopCounterMode's (matrix products and attention, whoever calls them; a multiply-add counts two). Times
+are CPU-milliseconds of this process, medians of rounds in which all run in turns.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -38,6 +39,8 @@ def build(transformer, moe, options):
     torch.manual_seed(0)
     config = Config(options.observations, options.horizon, transformer=replace(transformer, moe=moe))
     policy = make_policy("moe_diffusion", config, PANDA, Normalizer(flat_streams(PANDA), "identity"))
+    # A new network returns 0: nothing could be seen to differ.
+    torch.nn.init.normal_(policy.denoiser.net.out.weight, std=0.1)
     return policy.eval().requires_grad_(False)
 
 
@@ -48,6 +51,26 @@ def plain(policy, condition, latent):
         return policy.denoiser.denoised(noisy, torch.full((len(noisy),), index), condition)
 
     return euler(denoise, policy.sigmas, latent)
+
+
+class Decode(torch.nn.Module):
+    """What is traced."""
+
+    def __init__(self, policy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, condition, latent):
+        return self.policy.decode_condition(condition, latent)
+
+
+def traced(policy, condition, latent):
+    """The fused, cached path as :class:`robolearn.deploy.decision.DecisionFunction` records it."""
+    policy.decode_condition(condition, latent)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        made = torch.jit.freeze(torch.jit.trace(Decode(policy).eval(), (condition, latent), check_trace=False))
+    return lambda: made(condition, latent)
 
 
 def flops(call):
@@ -80,21 +103,25 @@ def compare(label, moe, transformer, options):
     for twin in ("dense_total", "dense_active"):
         policies[twin] = build(transformer, replace(moe, twin=twin), options)
     latent = torch.randn(1, *policies["moe"].latent_shape, generator=torch.Generator().manual_seed(1))
-    condition = torch.zeros(1, policies["moe"].encoder.condition_dim)
+    condition = torch.randn(1, policies["moe"].encoder.condition_dim, generator=torch.Generator().manual_seed(2))
     calls = {f"{n} plain": lambda p=p: plain(p, condition, latent) for n, p in policies.items()}
     calls |= {f"{n} fused, cached": lambda p=p: p.decode_condition(condition, latent) for n, p in policies.items()}
-    difference = (calls["moe plain"]() - calls["moe fused, cached"]()).abs().max().item()
+    counted = dict(calls)
+    calls |= {f"{n} traced": traced(p, condition, latent) for n, p in policies.items()}
+    with torch.inference_mode():
+        wanted = calls["moe plain"]()
+        gaps = [(calls[f"moe {path}"]() - wanted).abs().max().item() for path in ("fused, cached", "traced")]
     total = flops(calls["dense_total plain"])
     ms, ratio = medians(calls, options.rounds) if options.rounds else ({}, {})
-    for name, call in calls.items():
-        count = flops(call)
+    for name in calls:
+        count = flops(counted[name.replace("traced", "fused, cached")])
         times = ""
         if options.rounds:
             low, middle, high = ratio[name]
             times = f" {ms[name]:.1f} | {middle:.2f} [{low:.2f}, {high:.2f}] |"
         print(f"| {label} | {name} | {count:.0f} | {100 * (1 - count / total):.1f} % |{times}", flush=True)
     sizes = {name: sum(p.numel() for p in policy.parameters()) / 1e6 for name, policy in policies.items()}
-    print(f"(parameters, millions: {sizes}; largest difference of the two moe paths {difference:.1e})", flush=True)
+    print(f"(parameters, millions: {sizes}; largest difference to moe plain: {max(gaps):.1e})", flush=True)
 
 
 def main():
@@ -102,16 +129,21 @@ def main():
     parser.add_argument("--rounds", type=int, default=7, help="0 counts operations only")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--hidden-ratio", type=float, default=4.0)
+    parser.add_argument("--prefix", choices=("clean", "noise"), nargs="+", default=("clean", "noise"))
     parser.add_argument("--horizon", type=int, default=16)
     parser.add_argument("--observations", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| experts | path | MFLOP a decision | below dense_total plain | CPU ms | times faster than moe plain |")
     print("|---|---|---|---|---|---|")
-    for prefix in ("clean", "noise"):
-        transformer = PrefixTransformerConfig(options.width, options.layers, 8, prefix=prefix)
+    for prefix in options.prefix:
+        transformer = PrefixTransformerConfig(options.width, options.layers, options.heads, prefix=prefix)
         for experts, top_k in ((4, 2), (8, 1)):
-            compare(f"{experts}/top-{top_k}, {prefix} prefix", MoeConfig(experts, top_k), transformer, options)
+            compare(
+                f"{experts}/top-{top_k}, {prefix} prefix", MoeConfig(experts, top_k, options.hidden_ratio), transformer, options
+            )
     if not options.rounds:
         return
     rng = np.random.default_rng(0)

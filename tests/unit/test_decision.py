@@ -72,6 +72,12 @@ def test_it_decides_as_its_policy_does(name, batch, mode):
     assert fast.difference <= 1e-5
 
 
+def test_what_the_weights_alone_decide_is_not_computed_again_in_a_traced_decision():
+    # Routes and fused experts of all noise levels had been recorded as part of every decision.
+    fast = DecisionFunction(policy_of("moe_diffusion"), DecisionConfig(batch=1))
+    assert "aten::gelu" not in {node.kind() for node in fast._run.graph.nodes()}  # only routers have one
+
+
 def test_cameras_are_seen_in_the_policys_own_order():
     keys = (CAMERA, *KEYS)
     policy = policy_of("diffusion", keys)
