@@ -29,7 +29,7 @@ import numpy as np
 from robolearn.core.errors import RefusedError
 from robolearn.core.types import Array, Episode, FeatureSpec, Spaces
 from robolearn.data import folder
-from robolearn.data.disk import LOCK_NAME, WriterLock, refusal, sync_folder, write_whole
+from robolearn.data.disk import LOCK_NAME, WriterLock, give_way, refusal, sync_folder, write_whole
 from robolearn.data.episode_file import EpisodeFile, check_streams, read_episode_file
 from robolearn.data.folder import EPISODES, HEADER_NAME, UNFINISHED
 from robolearn.data.header import T_WALL, StoreHeader, seal, standard_extra, unseal
@@ -332,7 +332,7 @@ class EpisodeStore:
     def _later(self, function: Callable[[], int]) -> Future[int]:
         """Run a function after those before it, in a thread of the store's own."""
         if self._background is None:
-            self._background = ThreadPoolExecutor(1, thread_name_prefix="robolearn-store")
+            self._background = ThreadPoolExecutor(1, thread_name_prefix="robolearn-store", initializer=give_way)
         return self._background.submit(function)
 
     def _commit(self, number: int, episode: Episode) -> int:
