@@ -106,6 +106,21 @@ def distill(
 
 
 @app.command()
+def correct(
+    base: Annotated[str, typer.Argument(help="Run folder of a trained diffusion or flow policy.")],
+    overrides: OverridesArgument = None,
+    *,
+    oldest: Annotated[int | None, typer.Option(help="Largest age of a corrected action [control steps].")] = None,
+    scale: Annotated[float, typer.Option(help="Largest correction, in half ranges of the action.")] = 0.5,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run, bit-exactly.")] = False,
+) -> None:
+    """Train a head that corrects each action when its turn comes, for late decisions, in <run>_corrected."""
+    from robolearn.commands.correct import correct
+
+    correct(base, overrides or [], oldest=oldest, scale=scale, resume=resume)
+
+
+@app.command()
 def experts(
     run: Annotated[str, typer.Argument(help="Run or checkpoint folder of a mixture-of-experts policy.")],
     *,
