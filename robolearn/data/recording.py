@@ -55,6 +55,7 @@ class Recording:
         self._flush_interval_s = flush_interval_s
         self._sync_error: OSError | None = None
         self._stop = threading.Event()
+        self._ended = False
         self.frames = 0
         """Steps added so far."""
         self.durable_frames = 0
@@ -198,6 +199,7 @@ class Recording:
         except OSError as error:
             self._close()
             raise self._not_stored(error) from error
+        self._ended = True
         self._stop.set()
 
     def _settle(self) -> None:
@@ -220,9 +222,12 @@ class Recording:
         self._journal.close()
 
     def _flush_forever(self) -> None:
-        while not self._stop.wait(self._flush_interval_s):
+        over = False
+        while not over:
+            over = self._stop.wait(self._flush_interval_s)
             written = self.frames
-            if written == self.durable_frames:
+            # The last record of an episode that was ended is synced here too: storing it may have to wait for earlier ones.
+            if written == self.durable_frames if not over else not self._ended:
                 continue
             try:
                 self._journal.sync()

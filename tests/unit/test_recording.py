@@ -1,5 +1,6 @@
 import errno
 import os
+import threading
 import time
 
 import numpy as np
@@ -245,3 +246,20 @@ def test_a_frame_that_was_written_in_part_leaves_no_trace(tmp_path, monkeypatch)
         add_frames(recording, episode(20), range(5, 20))
         recording.finish(success=True)
         assert_same(store.read(0), episode(20))
+
+
+def test_an_episode_that_was_ended_is_synced_while_an_earlier_one_is_still_being_stored(tmp_path):
+    # Its last half second and its label used to wait for their sync until it was its turn to be compressed, behind others.
+    busy = threading.Event()
+    whole = episode(6)
+    with new_store(tmp_path / "s") as store:
+        store._later(lambda: int(busy.wait(30)))
+        recording = store.record(flush_interval_s=30.0)
+        for step in range(len(whole)):
+            recording.add_frame(frame(whole, step), t_wall=float(whole.data[T_WALL][step]))
+        future = recording.hand_over(success=True)
+        recording._flusher.join(10)
+        assert recording.durable_frames == 6
+        assert not future.done()
+        busy.set()
+        assert future.result() == 0
