@@ -1,19 +1,22 @@
-"""Kill -9 in the middle of a recording session, ours and lerobot 0.6.1's, and how long saving an episode blocks.
+"""A recording session that ends badly at a random moment, ours and lerobot 0.6.1's, and how long saving an episode blocks.
 
     OMP_NUM_THREADS=1 python tests/bench/bench_recording.py [--kills 200] [--lerobot-kills 40] [--saves 200] [--seed 0]
 
-The session: 25 episodes of 40 steps (state 11, action 7) are saved, then one is recorded at 50 Hz until the end. A child process
-runs it and acknowledges every frame and every save on a pipe; it is killed after a random acknowledgement and a random further
-0 to 20 ms. An episode counts as finished when its save had been acknowledged. What a loss of power would take is bounded by the
-age of the oldest frame that was not synced at the kill; a kill of the process alone takes less.
+The session: 25 episodes of 40 steps (state 11, action 7) are saved, then one is recorded at 50 Hz until the end. A child
+process runs it and acknowledges every frame and every save on a pipe; it ends after a random acknowledgement and a random
+further 0 to 20 ms, in each of the ways of ``ENDS``. An episode counts as finished when its save had been acknowledged. A
+power cut is simulated: the child notes what it has synced, and after a kill every file is cut at a random byte beyond
+that, and names that were not synced are there or not; there an episode counts as finished 1 s after its save.
 """
 
 import argparse
 import contextlib
 import io
+import json
 import os
 import random
 import signal
+import stat
 import struct
 import sys
 import tempfile
@@ -33,8 +36,9 @@ from robolearn.teleop.recorder import Recorder, Sample, Stamp
 
 EPISODES, STEPS, LAST_STEPS = 25, 40, 150
 RATE_HZ = 50
-ACK = struct.Struct("<iii")
-"""Episode, frames so far (-1: saved), frames that are synced."""
+ACK = struct.Struct("<iid")
+"""Episode, frames so far (-1: saved), monotonic seconds."""
+ENDS = ("kill -9", "SIGTERM", "exception", "power cut")
 TOTAL = EPISODES * (STEPS + 1) + LAST_STEPS
 CAMERA = "observation.images.camera"
 
@@ -60,19 +64,24 @@ def pause(episode: int) -> None:
     time.sleep(1 / RATE_HZ if episode == EPISODES else 0.0005)
 
 
+def acknowledge(acks: int, episode: int, frames: int) -> None:
+    os.write(acks, ACK.pack(episode, frames, time.monotonic()))
+
+
 def our_session(path: Path, acks: int) -> None:
-    store = EpisodeStore.create(path, spaces(), task="bench", fidelity="real", extra=live_extra(spaces()))
-    recorder = Recorder(store)
-    for episode in range(EPISODES + 1):
-        recorder.start(seed=episode)
-        for step in range(LAST_STEPS if episode == EPISODES else STEPS):
-            recorder.add(sample(step))
-            os.write(acks, ACK.pack(episode, step + 1, recorder.durable_frames))
-            pause(episode)
-        if episode < EPISODES:
-            recorder.save(success=True)
-            os.write(acks, ACK.pack(episode, -1, 0))
-    signal.pause()
+    found = spaces()
+    with EpisodeStore.create(path, found, task="bench", fidelity="real", extra=live_extra(found)) as store:
+        recorder = Recorder(store)
+        for episode in range(EPISODES + 1):
+            recorder.start(seed=episode)
+            for step in range(LAST_STEPS if episode == EPISODES else STEPS):
+                recorder.add(sample(step))
+                acknowledge(acks, episode, step + 1)
+                pause(episode)
+            if episode < EPISODES:
+                recorder.save(success=True)
+                acknowledge(acks, episode, -1)
+        signal.pause()
 
 
 def their_session(path: Path, acks: int) -> None:
@@ -81,19 +90,22 @@ def their_session(path: Path, acks: int) -> None:
     features = {key: {"dtype": "float32", "shape": (n,), "names": None} for key, n in ((STATE, 11), (ACTION, 7))}
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         dataset = LeRobotDataset.create("local/bench", fps=RATE_HZ, features=features, root=path, use_videos=False)
-        for episode in range(EPISODES + 1):
-            for step in range(LAST_STEPS if episode == EPISODES else STEPS):
-                state, action = frame(step)
-                dataset.add_frame({STATE: state, ACTION: action, "task": "bench"})
-                os.write(acks, ACK.pack(episode, step + 1, 0))
-                pause(episode)
-            if episode < EPISODES:
-                dataset.save_episode()
-                os.write(acks, ACK.pack(episode, -1, 0))
-    signal.pause()
+        try:
+            for episode in range(EPISODES + 1):
+                for step in range(LAST_STEPS if episode == EPISODES else STEPS):
+                    state, action = frame(step)
+                    dataset.add_frame({STATE: state, ACTION: action, "task": "bench"})
+                    acknowledge(acks, episode, step + 1)
+                    pause(episode)
+                if episode < EPISODES:
+                    dataset.save_episode()
+                    acknowledge(acks, episode, -1)
+            signal.pause()
+        finally:  # as lerobot-record does
+            dataset.finalize()
 
 
-def our_readable(path: Path) -> tuple[int, int]:
+def our_readable(path: Path, running: int) -> tuple[int, int]:
     """Return how many finished episodes are whole after the crash, and the frames of the one that was under way."""
     with EpisodeStore.open(path, "a") as store:
         whole, rest = 0, 0
@@ -101,14 +113,14 @@ def our_readable(path: Path) -> tuple[int, int]:
             found, facts = store.read(index), store.metadata(index)
             wanted = np.stack([frame(step)[0] for step in range(len(found))])
             assert np.array_equal(found.data[STATE], wanted), "recovered frames must be those that were recorded"
-            if facts["success"] and len(found) == STEPS:
-                whole += 1
-            else:
+            if facts["seed"] == running:
                 rest = len(found)
+            else:
+                whole += facts["success"] and len(found) == STEPS
     return whole, rest
 
 
-def their_readable(path: Path) -> tuple[int, int]:
+def their_readable(path: Path, running: int) -> tuple[int, int]:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -123,41 +135,93 @@ def their_readable(path: Path) -> tuple[int, int]:
             return 0, 0
 
 
-def kill_once(
-    session: Callable[[Path, int], None], readable: Callable[[Path], tuple[int, int]], rng: random.Random
-) -> tuple[int, int, int, int, int]:
-    """Return finished, readable, frames acknowledged and kept of the running episode, and of these those not yet synced."""
+def child(session: Callable[[Path, int], None], path: Path, acks: int, how: str) -> None:
+    """Run a session in a process of its own; never returns."""
+
+    def raise_it(*_: object) -> None:
+        raise RuntimeError("something went wrong")
+
+    if how == "exception":
+        signal.signal(signal.SIGUSR1, raise_it)
+    if how == "power cut":
+        note_syncs(path.with_suffix(".synced"))
+    try:
+        session(path, acks)
+    except RuntimeError:
+        pass
+    finally:
+        os._exit(1)
+
+
+def note_syncs(file: Path) -> None:
+    """Write down which bytes and which names are on the disk itself, whenever this process has brought some there."""
+    notes = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def noting(real: Callable[[int], None]) -> Callable[[int], None]:
+        def synced(descriptor: int) -> None:
+            about = os.fstat(descriptor)
+            names = os.listdir(descriptor) if stat.S_ISDIR(about.st_mode) else []
+            real(descriptor)
+            os.write(notes, json.dumps([about.st_ino, about.st_size, names]).encode() + b"\n")
+
+        return synced
+
+    os.fsync, os.fdatasync = noting(os.fsync), noting(os.fdatasync)
+
+
+def cut_power(path: Path, rng: random.Random) -> None:
+    """Leave of a killed session what a loss of power could have left."""
+    sizes, names = {}, {}
+    for line in path.with_suffix(".synced").read_text().splitlines():
+        inode, size, listed = json.loads(line)
+        sizes[inode], names[inode] = size, set(listed)
+    for file in [p for p in path.rglob("*") if p.is_file()]:
+        about = file.stat()
+        if file.name not in names.get(file.parent.stat().st_ino, set()) and rng.random() < 0.5:
+            file.unlink()
+        elif about.st_size > (safe := min(sizes.get(about.st_ino, 0), about.st_size)):
+            os.truncate(file, rng.randint(safe, about.st_size))
+
+
+def end_once(
+    session: Callable[[Path, int], None], readable: Callable[[Path, int], tuple[int, int]], rng: random.Random, how: str
+) -> tuple[int, int, float]:
+    """Return how many episodes were finished, how many of them are readable, and the lost seconds of the running one."""
     after, delay_s = rng.randrange(1, TOTAL), rng.uniform(0, 0.02)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "s"
         reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
+        process = os.fork()
+        if process == 0:
             os.close(reader)
-            session(path, writer)
+            child(session, path, writer, how)
         os.close(writer)
         acks = b""
         while len(acks) < after * ACK.size:
             acks += os.read(reader, 1 << 16)
         time.sleep(delay_s)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        ended_s = time.monotonic()
+        os.kill(process, {"SIGTERM": signal.SIGTERM, "exception": signal.SIGUSR1}.get(how, signal.SIGKILL))
         while more := os.read(reader, 1 << 16):
             acks += more
+        os.waitpid(process, 0)
         os.close(reader)
+        if how == "power cut":
+            cut_power(path, rng)
         said = list(ACK.iter_unpack(acks[: len(acks) // ACK.size * ACK.size]))
-        finished = sum(frames == -1 for _, frames, _ in said)
-        last = said[-1]
-        running, unsynced = (last[1], last[1] - last[2]) if last[1] > 0 else (0, 0)
+        grace_s = 1.0 if how == "power cut" else 0.0
+        finished = sum(frames == -1 and at <= ended_s - grace_s for _, frames, at in said)
+        running = said[-1][0] + (said[-1][1] == -1)
+        taken = [at for episode, _, at in said if episode == running]
         # Each attempt to read runs in a process of its own too: a reader that crashes is a result, not an accident.
-        whole, kept = in_child(lambda: readable(path))
-    return finished, whole, running, kept, unsynced
+        whole, kept = in_child(lambda: readable(path, running))
+    return finished, min(whole, finished), ended_s - taken[kept] if kept < len(taken) else 0.0
 
 
 def in_child(function: Callable[[], tuple[int, int]]) -> tuple[int, int]:
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
+    process = os.fork()
+    if process == 0:
         code = 1
         try:
             os.write(writer, struct.pack("<ii", *function()))
@@ -167,22 +231,21 @@ def in_child(function: Callable[[], tuple[int, int]]) -> tuple[int, int]:
     os.close(writer)
     data = os.read(reader, 8)
     os.close(reader)
-    os.waitpid(child, 0)
+    os.waitpid(process, 0)
     return struct.unpack("<ii", data) if len(data) == 8 else (0, 0)
 
 
-def kills(name: str, session: Callable, readable: Callable, count: int, seed: int) -> None:
-    rng, begun = random.Random(seed), time.monotonic()
-    rows = [kill_once(session, readable, rng) for _ in range(count)]
-    finished, whole, running, kept, unsynced = (np.array(column) for column in zip(*rows, strict=True))
-    late = finished == EPISODES
-    lost = np.maximum(running - kept, 0)
-    print(
-        f"| {name} | {count} | {int((whole >= finished).sum())} of {count} | {int(np.minimum(whole, finished).sum())} of "
-        f"{int(finished.sum())} | {int((whole[late] >= EPISODES).sum())} of {int(late.sum())} | {int(lost.max())} frames | "
-        f"{unsynced[late].max(initial=0) / RATE_HZ:.2f} s | {time.monotonic() - begun:.0f} s |",
-        flush=True,
-    )
+def ends(name: str, session: Callable, readable: Callable, count: int, seed: int) -> None:
+    for how in ENDS if session is our_session else ENDS[:3]:
+        rng, begun = random.Random(seed), time.monotonic()
+        rows = [end_once(session, readable, rng, how) for _ in range(count)]
+        finished, whole, lost_s = (np.array(column) for column in zip(*rows, strict=True))
+        late = finished == EPISODES
+        print(
+            f"| {name} | {how} | {count} | {int(whole.sum())} of {int(finished.sum())} | {int((whole[late] >= EPISODES).sum())} "
+            f"of {int(late.sum())} | {lost_s.max():.2f} s | {time.monotonic() - begun:.0f} s |",
+            flush=True,
+        )
 
 
 def blocking(count: int, camera: tuple[int, int] | None, steps: int) -> None:
@@ -240,14 +303,13 @@ def main() -> None:
             import lerobot.datasets.lerobot_dataset  # noqa: F401 - once, before the children are forked
     if asked.kills or asked.lerobot_kills:
         print(
-            "| recorder | kills | kills that lost no finished episode | finished episodes readable | all 25 readable where 25 "
-            "were finished | most lost of what was acknowledged of the running one | oldest unsynced frame | wall |"
+            "| recorder | end | times | finished episodes readable | all 25, where finished | most lost of the running | wall |"
         )
-        print("|---|---|---|---|---|---|---|---|")
+        print("|---|---|---|---|---|---|---|")
     if asked.kills:
-        kills("robolearn", our_session, our_readable, asked.kills, asked.seed)
+        ends("robolearn", our_session, our_readable, asked.kills, asked.seed)
     if asked.lerobot_kills:
-        kills("lerobot 0.6.1", their_session, their_readable, asked.lerobot_kills, asked.seed)
+        ends("lerobot 0.6.1", their_session, their_readable, asked.lerobot_kills, asked.seed)
     if asked.saves:
         print("\n| saving an episode blocks [ms] | saves | p50 | p99 | max |\n|---|---|---|---|---|")
         blocking(asked.saves, None, 200)

@@ -1,10 +1,13 @@
-"""Input to command through the web page: a real Chromium on this machine presses keys, the session drives the native lift.
+"""Input to command: a real Chromium presses keys on the page, or a local device does, and the session drives native lift.
 
     OMP_NUM_THREADS=1 python tests/bench/bench_teleop.py [--inputs 200] [--picture docs/assets/teleop.png]
+    OMP_NUM_THREADS=1 python tests/bench/bench_teleop.py --device keyboard|gamepad [--inputs 200]
 
-Each input is a key that goes down or up (a trusted event of the browser, stamped by it). ``transport`` is from that stamp until
-the session's thread could take the wish; ``command`` until the control step that acted on it, so it has the wait for the next
-tick of the task's 20 Hz in it (25 ms on average, 50 ms at most).
+Each input of the page is a key that goes down or up (a trusted event of the browser, stamped by it). ``transport`` is from
+that stamp until the session's thread could take the wish; ``command`` until the control step that acted on it, so it has
+the wait for the next tick of the task's 20 Hz in it (25 ms on average, 50 ms at most). Inputs of a local device are
+pygame's events, posted by another thread at random moments; the device is read in the control step itself, so what it
+adds is from that step's begin until the command goes to the robot, and the wait for the step is told apart.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import random
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,14 +68,74 @@ async def take_pictures(page: Chromium, running, picture: Path) -> None:
     await page.picture(picture.with_stem(picture.stem + "_replay"))
 
 
+def press_device(name: str, inputs: int, posted: list[float], over: threading.Event) -> None:
+    """Post events as the device's driver would, and note when."""
+    import pygame
+
+    def post(kind: int, **facts: object) -> None:
+        posted.append(time.monotonic())
+        pygame.event.post(pygame.event.Event(kind, **facts))
+
+    rng = random.Random(0)
+    time.sleep(1.0)
+    if name == "gamepad":
+        post(pygame.JOYBUTTONDOWN, button=5, instance_id=0)
+    for n in range(inputs):
+        time.sleep(0.1 + rng.uniform(0, 0.05))
+        if name == "gamepad":
+            post(pygame.JOYAXISMOTION, axis=1, value=-0.9 if n % 2 == 0 else 0.0, instance_id=0)
+        else:
+            post(pygame.KEYDOWN if n % 2 == 0 else pygame.KEYUP, key=pygame.K_w)
+    time.sleep(0.2)
+    over.set()
+
+
+def measure_device(name: str, inputs: int) -> None:
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # the window is not the point
+    posted: list[float] = []
+    steps: list[tuple[float, float]] = []
+    over = threading.Event()
+    with tempfile.TemporaryDirectory() as folder:
+        config = TeleopConfig(store=f"{folder}/s", cameras=(), recorder=RecorderConfig("ada"))
+        with open_session(config, [name], None) as running:
+            session = running.session
+            act, poll = session._env.step, session._devices[0].poll
+            begun = [0.0]
+
+            def seen() -> object:
+                begun[0] = time.monotonic()
+                return poll()
+
+            def stepped(action: np.ndarray) -> object:
+                steps.append((begun[0], time.monotonic()))
+                return act(action)
+
+            session._devices[0].poll, session._env.step = seen, stepped
+            session.ask("start")
+            threading.Thread(target=press_device, args=(name, inputs, posted, over)).start()
+            session.run(over.is_set)
+    begins, sent = np.array(steps).T
+    at = np.searchsorted(begins, posted[-inputs:])
+    waits, takes = (begins[at] - posted[-inputs:]) * 1e3, (sent[at] - begins[at]) * 1e3
+    print(f"{name}\n| from input to [ms] | n | p50 | p95 | max |\n|---|---|---|---|---|")
+    lines = (("the control step that reads it (20 Hz)", waits), ("from there to the command", takes), ("both", waits + takes))
+    for line, values in lines:
+        p50, p95 = np.percentile(values, (50, 95))
+        print(f"| {line} | {len(values)} | {p50:.1f} | {p95:.1f} | {values.max():.1f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--device", choices=("keyboard", "gamepad"))
     parser.add_argument("--inputs", type=int, default=200)
     parser.add_argument("--picture", type=Path)
     asked = parser.parse_args()
+    sys.setswitchinterval(0.001)  # as `robolearn teleop` does
+    if asked.device:
+        measure_device(asked.device, asked.inputs)
+        return
     if find_chromium() is None:
         sys.exit(HOW)
-    sys.setswitchinterval(0.001)  # as `robolearn teleop` does
     with tempfile.TemporaryDirectory() as folder:
         config = TeleopConfig(store=f"{folder}/s", recorder=RecorderConfig("ada"))
         config = replace(config, session=replace(config.session, first_seed=1))
