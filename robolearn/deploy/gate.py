@@ -269,7 +269,9 @@ class CommandGate:
     def _watch(self, now_s: float) -> None:
         """Look for what is missing or wrong; hard faults first."""
         config = self._config
-        if config.estop_timeout_s is not None and now_s - self._estop_s > config.estop_timeout_s:
+        # A silence that will be too long before the next tick is too long now, so that the stated time is kept.
+        next_s = now_s + self._dt - 1e-9  # of rounding
+        if config.estop_timeout_s is not None and next_s - self._estop_s > config.estop_timeout_s:
             self._fault("e_stop_lost", now_s, hard=True)
         if self._state not in (GateState.RUNNING, GateState.STOPPING) and not self._near(self._command[: self._n]):
             # Sending the old command on would make the robot jump back to it.
@@ -282,8 +284,8 @@ class CommandGate:
             self._fault("tracking_error", now_s, hard=True)
         for name in self._stale_streams(now_s):
             self._fault(f"stale_{name}", now_s, hard=False)
-        silent = now_s - max(self._chunk_s, self._alive_s) > config.policy_timeout_s
-        if silent or now_s - self._chunk_s > config.chunk_timeout_s:
+        silent = next_s - max(self._chunk_s, self._alive_s) > config.policy_timeout_s
+        if silent or next_s - self._chunk_s > config.chunk_timeout_s:
             self._fault(f"silent_{self._source}", now_s, hard=False)
 
     def _settle(self, now_s: float) -> None:

@@ -107,8 +107,9 @@ def test_it_reaches_the_goal_and_the_gripper_closes():
     np.testing.assert_allclose(rig.run(1.5).position, np.append(HOME + 0.1, 1.0), atol=1e-3)
 
 
+# A policy's silence is cut off before it exceeds its time, a sensor's at the first tick after that.
 @pytest.mark.parametrize(
-    ("what", "reason", "within_s"), [("policy", "silent_policy", 0.25), ("sensor", "stale_joint_states", 0.1)]
+    ("what", "reason", "within_s"), [("policy", "silent_policy", 0.25), ("sensor", "stale_joint_states", 0.1 + DT)]
 )
 def test_a_lost_publisher_stops_within_its_time_and_holds(what, reason, within_s):
     rig = Rig()
@@ -117,8 +118,8 @@ def test_a_lost_publisher_stops_within_its_time_and_holds(what, reason, within_s
     setattr(rig, what, False)
     rig.run(1.0)
     began_s = next(t for t, state, why in rig.gate.events if why == reason)
-    # The last chunk came up to 4 ticks before the loss was switched on; then one tick to notice.
-    assert lost_s + within_s - 0.05 <= began_s <= lost_s + within_s + DT + 1e-9
+    # The last chunk came up to 4 ticks before the loss was switched on.
+    assert lost_s + within_s - 0.06 <= began_s <= lost_s + within_s + 1e-9
     held = rig.sent[-1]
     assert held.send
     assert held.state is GateState.HOLDING
