@@ -367,7 +367,12 @@ def kill() -> None:
                 server.stdin.write("\n")
                 server.stdin.flush()
                 player = int(server.stdout.readline())
-                arm.first("running", begun)
+                try:
+                    arm.first("running", begun, 20)
+                except AssertionError:  # forked from a process with threads, it can be born with a lock that nobody frees
+                    os.kill(player, signal.SIGKILL)
+                    void += 1
+                    continue
                 time.sleep(rng.uniform(0.05, 0.25))
                 moving = "running" in arm.states[-1][1]
                 at = time.monotonic()
@@ -385,10 +390,10 @@ def kill() -> None:
                 arm.first("latched", at)
                 del arm.states[:-1]
                 if len(took) % 50 == 0:
-                    show(f"{len(took)} kills so far, {missed} stopped for another reason, {void} more had stopped before", took)
+                    show(f"{len(took)} kills so far, {missed} stopped for another reason, {void} more had nothing to stop", took)
         finally:
             machine.close()
-            server.stdin.close()
+            server.kill()
             server.wait()
         show(f"kill -9 of the policy -> ramp-down begun (watchdog {timeout_s * 1e3:.0f} ms)", took)
 
