@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from robolearn.core.types import Array
 from robolearn.diffusion.edm import training_sigmas
 from robolearn.policies.loading import load_policy
 from robolearn.train.checkpoint import find_checkpoint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FIGURE_FILE = "experts.png"
 COLLAPSED_SHARE = 0.01
@@ -72,23 +75,26 @@ def experts(reference: str, out: Path | None) -> None:
     words = ", ".join(f"layer {layer} expert {expert}" for layer, expert in collapsed)
     console.print(f"Collapsed: {words}." if collapsed else f"No expert has collapsed (share below {COLLAPSED_SHARE}).")
     figure = out or (run_folder(Path(reference)) or checkpoint) / FIGURE_FILE
-    draw(usage, figure)
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    heat_map(usage).savefig(figure, dpi=110)
     console.print(f"heat map: {figure}", soft_wrap=True)
 
 
-def draw(usage: ExpertUsage, file: Path) -> None:
-    """Write the heat map, one panel per layer: experts against noise levels."""
+def heat_map(usage: ExpertUsage) -> Figure:
+    """Return the heat map, one panel per layer: experts against noise levels."""
     from matplotlib.figure import Figure  # costs seconds at import
 
     layers, _, count = usage.shares.shape
     figure = Figure(figsize=(2.6 * layers + 1.2, 2.8), layout="constrained")
+    ticks = np.geomspace(usage.sigmas[0], usage.sigmas[-1], 4)  # a logarithmic axis labels too many of less than two decades
     edges = np.append(usage.sigmas, usage.sigmas[-1] ** 2 / usage.sigmas[-2])
     for layer in range(layers):
         axes = figure.add_subplot(1, layers, layer + 1)
         image = axes.pcolormesh(edges, np.arange(count + 1) - 0.5, usage.shares[layer].T, vmin=0, vmax=1, cmap="viridis")
         axes.set(xscale="log", xlabel="noise level sigma", title=f"layer {layer}", yticks=range(count))
+        axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+        axes.minorticks_off()
         if layer == 0:
             axes.set_ylabel("expert")
     figure.colorbar(image, ax=figure.axes, label="weight")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
+    return figure

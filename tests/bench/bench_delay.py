@@ -120,13 +120,13 @@ def compare_methods(reference: str, episodes: int, largest: int, exec_horizon: i
     recipe = load_recipe((run_folder(Path(reference)) or checkpoint) / RECIPE_FILE, ["env.num_envs=25"])
     env = make_recipe_env(recipe)
     policy = load_policy(checkpoint, spaces=env.spec.spaces)
-    methods = ["switch", "ensemble", "blend", "guided"] + (["trained"] if policy.config.max_delay else [])
+    methods = ["switch", "ensemble", "blend", "guided"] + (["trained"] if trained_delay(policy) else [])
     seeds = [VALIDATION_SEED_BLOCK + i for i in range(episodes)]
     print(f"{reference}: {env.spec.task}, exec_horizon {exec_horizon}, {'random' if jitter else 'constant'} delay")
     print("| delay, steps | method | solved | 95 % interval | seam | jerk |\n|---|---|---|---|---|---|")
     for delay in sorted({0, 2, largest // 2, largest} - ({1} if largest < 4 else set())):
         for method in methods:
-            if method == "trained" and delay > policy.config.max_delay:
+            if method == "trained" and delay > trained_delay(policy):
                 continue
             plain = method in ("switch", "ensemble")
             executor = ExecutorConfig(

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from robolearn.commands.experts import expert_usage
+from robolearn.commands.experts import expert_usage, heat_map
 from robolearn.core.errors import RefusedError
 from robolearn.core.types import ACTION, STATE, FeatureSpec, Spaces
 from robolearn.data.normalizer import Normalizer
 from robolearn.diffusion import edm, samplers
 from robolearn.diffusion.consistency import consistency_error
 from robolearn.policies import config_class, make_policy
+from robolearn.policies.edm_transformer import EdmConfig
 from robolearn.policies.generative import student_config
 
 SPACES = Spaces("r", {STATE: FeatureSpec((1,))}, FeatureSpec((1,)), (-1.0,), (1.0,), 10.0)
@@ -115,3 +116,13 @@ def test_expert_usage_names_collapsed_experts_and_refuses_dense_policies():
     assert {(1, 1), (1, 3)} <= set(expert_usage(policy).collapsed())
     with pytest.raises(RefusedError, match="no experts to choose from"):
         expert_usage(make("beso", config_class("beso")(observation_keys=(STATE,))))
+
+
+def test_labels_of_the_experts_heat_map_do_not_lie_on_one_another():
+    # Between sigma 0.1 and 5 every minor tick of the logarithmic axis was labelled, one label over the next.
+    levels = EdmConfig(sigma_min=0.1, sigma_max=5.0)
+    usage = expert_usage(make("moe_diffusion", config_class("moe_diffusion")(observation_keys=(STATE,), edm=levels)))
+    figure = heat_map(usage)
+    for axes in figure.axes[:-1]:
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["0.1", "0.37", "1.4", "5"]
+        assert not axes.get_xticklabels(minor=True)
