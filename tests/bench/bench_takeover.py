@@ -46,6 +46,7 @@ class Person:
     def begin(self, seed: int) -> None:
         self._expert.reset([seed])
         self._closed = False
+        self._page.let_go()  # the hands are off the sticks, or the policy would not get the controls
 
     def drive(self) -> None:
         """Wish for what the expert would do now, in the axes of somebody who faces the robot."""
@@ -62,9 +63,9 @@ class Person:
 def episode(running: RunningSession, person: Person, patience: int) -> bool:
     """Run one episode to its end; return whether the person had to drive."""
     session = running.session
+    person.begin(session.status["seed"])
     session.ask("start")
     session.tick()
-    person.begin(session.status["seed"])
     drove = False
     for step in range(400):
         if session.status["ended"]:

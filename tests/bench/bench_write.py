@@ -108,7 +108,7 @@ class Lane:
             while not stop.is_set() or not self.buffer.empty():
                 with contextlib.suppress(queue.Empty):
                     self._take(self.buffer.get(timeout=0.1))
-            self.recorder.save(success=True)
+            self.recorder.close()  # what is left of an episode is kept as interrupted
         except Exception as error:
             self.error = f"{type(error).__name__}: {error}"
             stop.set()

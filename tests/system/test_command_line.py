@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from robolearn import cli
+from robolearn.commands.teleop import TeleopConfig, open_session
+from robolearn.teleop.server import ServerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = str(ROOT / "configs" / "native_lift_diffusion.yaml")
@@ -191,3 +193,42 @@ def test_a_truncated_checkpoint_is_refused_by_name(run: Run, workspace: Path, tm
     code, text = run("evaluate", str(checkpoint), "--recipe", RECIPE)
     assert code == 2, text
     assert "ema.safetensors" in text
+
+
+def test_what_a_person_corrected_is_trained_on_and_refined_with(run: Run, workspace: Path, tmp_path: Path) -> None:
+    watch_over(str(workspace / "run"), tmp_path / "watched")
+    code, text = run("data", "corrections", str(tmp_path / "watched"), str(tmp_path / "corrections"))
+    assert (code, "2 episodes, 12 steps" in " ".join(text.split())) == (0, True), text
+    stores = [str(workspace / "demos"), str(tmp_path / "corrections")]
+    assert run("data", "merge", *stores, "--common", "--out", str(tmp_path / "round2"))[0] == 0
+    settings = [f"data.path={tmp_path}/round2", "data.episodes=8", f"run_dir={tmp_path}/run", *TINY]
+    code, text = run("train", RECIPE, *settings)
+    assert code == 0, text
+    recipe = tmp_path / "refine.yaml"
+    recipe.write_text(
+        "env: {task: native_lift, num_envs: 2}\n"
+        "online: {env_steps: 60, warmup_steps: 20, learning_starts: 10, batch_size: 8, tensorboard: false}\n"
+        "validation_episodes: 0\n"
+    )
+    given = [f"base={tmp_path}/run", f"demos.path={tmp_path}/watched", f"run_dir={tmp_path}/refined"]
+    code, text = run("refine", str(recipe), *given)
+    assert (code, "60 control steps" in text) == (0, True), text
+
+
+def watch_over(policy: str, store: Path) -> None:
+    """Two episodes in which a policy drives for four steps and a person, at the page's sticks, for six."""
+    config = TeleopConfig(store=str(store), policy=policy, cameras=(), replay_check=False)
+    with open_session(config, ["web"], ServerConfig(port=0)) as running:
+        session, page = running.session, running.server._device
+        page.owner = 1
+        for _ in range(2):
+            session.ask("start")
+            for step in range(10):
+                if step == 4:
+                    session.ask("takeover")
+                if step >= 4:
+                    page.take({"twist": [0.5, 0, -1, 0, 0, 0], "engaged": True}, owner=1)
+                session.tick()
+            page.let_go()
+            session.ask("success")
+            session.tick()

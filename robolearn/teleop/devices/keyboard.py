@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from types import ModuleType
 
 from robolearn.core.errors import RefusedError
@@ -25,7 +26,8 @@ def load_pygame() -> ModuleType:
     """
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     try:
-        import pygame
+        with warnings.catch_warnings(action="ignore"):  # pygame's own, of how it finds its files
+            import pygame
     except ImportError as error:
         raise RefusedError("This device needs pygame: pip install 'robolearn[teleop]'.") from error
     return pygame
