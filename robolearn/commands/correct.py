@@ -14,10 +14,9 @@ from robolearn.commands.train import RECIPE_FILE, train_recipe
 from robolearn.core.config import Named
 from robolearn.core.errors import RefusedError
 from robolearn.core.multitask import tasks_of
-from robolearn.policies import corrected
 from robolearn.policies.generative import GenerativePolicy
 from robolearn.policies.loading import load_policy
-from robolearn.refine.base import wrap
+from robolearn.refine.correction_head import CorrectionHead
 from robolearn.train.checkpoint import find_checkpoint
 from robolearn.train.supervised import TrainResult
 
@@ -59,12 +58,12 @@ def correct_run(
     if not 1 <= oldest < policy.pred_horizon:
         raise RefusedError(f"{oldest=} must lie in [1, {policy.pred_horizon - 1}]: the ages of a chunk's actions.")
     long = Named(recipe.policy.name, replace(policy.config, obs_horizon=policy.obs_horizon + oldest))
-    made = wrap(policy, "corrected", corrected.Config(residual_scale=scale))
+    head = CorrectionHead.around(policy, residual_scale=scale)
 
     def learn(recipe: Recipe, device: str) -> Learnables:
         joined = learnables(replace(recipe, policy=long), device=device, normalizer=policy.normalizer)
-        return replace(joined, policy=made.to(device).train())
+        return replace(joined, policy=head.to(device))
 
     # Windows that reach further back than the policy are none that it could decide on: only the loss is validated.
     training = replace(recipe.train, action_error_windows=0)
-    return train_recipe(replace(recipe, policy=Named("corrected", made.config), train=training), resume=resume, learn=learn)
+    return train_recipe(replace(recipe, policy=Named("corrected", head.config), train=training), resume=resume, learn=learn)

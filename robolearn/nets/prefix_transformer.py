@@ -195,23 +195,25 @@ class PrefixTransformer(nn.Module):
     def prepare_levels(self, noise: Tensor) -> Levels:
         """Compute what does not depend on any observation for the levels log(sigma) / 4 ``noise`` (n,)."""
         features, clean = self.embed_levels(noise), self.config.prefix == "clean"
-        routes, count = self.routes(features), len(noise)
-        x, layers = features[:, None], []
         known = torch.cat((features, self.clean_level[None])) if clean else features
-        chosen = self.routes(known)
+        routes = self.routes(known)
+        keys = self._noise_keys(features) if clean else [None] * len(self.blocks)
+        layers = []
         for index, block in enumerate(self._blocks()):
-            keys = None
-            if clean:
-                query, *keys = block.project(x, features[:, None])
-                weights = routes[index].weights[:, None] if routes else None
-                x = block.feed(block.attend(x, query, *keys), weights)
-            working = block.working(chosen[index].weights if routes else None, len(known))
-            layers.append(LayerLevels(*block.folded(known), working, None if keys is None else (keys[0], keys[1])))
-        horizon = self.shape[0]
-        bias = self._bias(1 + len(self.kinds), noise.device)[-horizon:] if self.config.causal_actions else None
-        assert all(len(layer.working) == count + clean for layer in layers)
+            working = block.working(routes[index].weights if routes else None, len(known))
+            layers.append(LayerLevels(*block.folded(known), working, keys[index]))
+        bias = self._bias(1 + len(self.kinds), noise.device)[-self.shape[0] :] if self.config.causal_actions else None
         w_out = self.out.weight * self.norm.weight * len(self.norm.weight) ** 0.5
         return Levels(features, layers, w_out, bias)
+
+    def _noise_keys(self, features: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return each layer's keys and values (n, heads, 1, d) of the noise token, which sees itself alone."""
+        routes, x, keys = self.routes(features), features[:, None], []
+        for index, block in enumerate(self._blocks()):
+            query, key, value = block.project(x, features[:, None])
+            keys.append((key, value))
+            x = block.feed(block.attend(x, query, key, value), routes[index].weights[:, None] if routes else None)
+        return keys
 
     def prepare_prefix(self, condition: Tensor, levels: Levels, hide_goal: Tensor | None = None) -> Prefix:
         """Compute the prefix of conditions (b, c) for all levels in one pass."""

@@ -18,9 +18,9 @@ from robolearn.data.dataset import PAD_SUFFIX
 from robolearn.data.normalizer import Normalizer
 from robolearn.nets.denoisers import DenoiserConfig
 from robolearn.nets.mlp import MlpConfig
-from robolearn.policies import config_class, corrected, make_policy
+from robolearn.policies import config_class, make_policy
 from robolearn.policies.loading import load_policy
-from robolearn.refine.base import wrap
+from robolearn.refine.correction_head import CorrectionHead
 
 SPACES = Spaces("r", {STATE: FeatureSpec((1,))}, FeatureSpec((1,)), (-1.0,), (1.0,), 10.0)
 OBS, HORIZON, REACH = 2, 6, 4
@@ -31,7 +31,7 @@ def head(scale=1.0):
     small = DenoiserConfig(mlp=MlpConfig(width=16, blocks=1))
     config = config_class("flow")(observation_keys=(STATE,), obs_horizon=OBS, pred_horizon=HORIZON, denoiser=small)
     base = make_policy("flow", config, SPACES, Normalizer({STATE: 1, ACTION: 1}, "identity"))
-    return wrap(base, "corrected", corrected.Config(residual_scale=scale)).train()
+    return CorrectionHead.around(base, residual_scale=scale)
 
 
 def windows(rows, real, state=None):
