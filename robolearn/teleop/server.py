@@ -13,6 +13,7 @@ import ipaddress
 import json
 import math
 import secrets
+import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable
@@ -75,6 +76,19 @@ class ServerConfig:
             return self.host == "localhost"
 
 
+def own_address(host: str) -> str:
+    """Return where others reach this machine: ``host``, or the default route's address where that stands for all of them.
+
+    A datagram socket is asked, which sends nothing, about addresses that are kept for documentation.
+    """
+    family, elsewhere = (socket.AF_INET6, "2001:db8::1") if ":" in host else (socket.AF_INET, "192.0.2.1")
+    if host in ("0.0.0.0", "::"):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))
+            return str(probe.getsockname()[0])
+    return host
+
+
 class PageServer:
     """Serves one session; :meth:`start` returns once the page can be opened."""
 
@@ -96,7 +110,8 @@ class PageServer:
     def url(self) -> str:
         """What to open in the browser."""
         scheme = "https" if self._config.certificate else "http"
-        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        host = own_address(self._config.host)
+        host = f"[{host}]" if ":" in host else host
         return f"{scheme}://{host}:{self.port}/" + (f"?token={self.token}" if self.token else "")
 
     def start(self) -> None:
@@ -150,8 +165,8 @@ class PageServer:
         self.port = runner.addresses[0][1]
 
     async def _end(self, runner: web.AppRunner) -> None:
-        for socket in list(self._sockets):
-            await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the session has ended")
+        for connection in list(self._sockets):
+            await connection.close(code=WSCloseCode.GOING_AWAY, message=b"the session has ended")
         await runner.cleanup()
 
     @web.middleware

@@ -1,6 +1,7 @@
 """Who may use the page: real connections over the loopback interface, honest and malicious ones."""
 
 import asyncio
+import ipaddress
 import json
 import threading
 
@@ -10,7 +11,7 @@ from test_teleop_session import Rig
 
 from robolearn.core.errors import RefusedError
 from robolearn.teleop.replay import EpisodeReader
-from robolearn.teleop.server import PageServer, ServerConfig
+from robolearn.teleop.server import PageServer, ServerConfig, own_address
 
 
 @pytest.fixture
@@ -90,6 +91,8 @@ def test_beyond_loopback_a_token_is_needed(served):
     assert server.url.endswith(f"?token={server.token}")
 
     async def use():
+        # What is printed used to be https://0.0.0.0, which a phone cannot open.
+        assert (await get(server.url))[0] == 200
         for path in ("/", "/ws", "/episodes/0.json", "/episodes/0/0.jpg"):
             for token in ("", "?token=", "?token=guess", f"?token={server.token}x", "?token=%00%ff"):
                 assert (await get(base + path + token))[0] == 403
@@ -101,6 +104,12 @@ def test_beyond_loopback_a_token_is_needed(served):
                 await client.ws_connect(f"{base}/ws?token={server.token}", origin="https://evil.example")
 
     asyncio.run(use())
+
+
+def test_the_printed_address_is_one_that_others_can_open():
+    assert own_address("127.0.0.1") == "127.0.0.1"
+    assert own_address("robot.local") == "robot.local"
+    assert ipaddress.ip_address(own_address("0.0.0.0")).version == 4
 
 
 def test_one_page_is_in_control_and_its_end_frees_the_controls(served):
