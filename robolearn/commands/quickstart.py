@@ -56,7 +56,9 @@ def quickstart(out: Path, overrides: list[str]) -> None:
     result = train_recipe(recipe)
     _say(console, 4, "evaluate the trained policy on the same initial states")
     after = _judged(evaluate_policy(str(result.checkpoint), env, recipe, console=console, name="after training"), out)
-    weak, refined = _refine_weak(console, out, _beginning(overrides, "weak."), _beginning(overrides, "refine."))
+    # All four stand in one report, so on the same initial states.
+    shared = [f"evaluate.episodes={recipe.evaluate.episodes}", f"evaluate.seed={recipe.evaluate.seed}"]
+    weak, refined = _refine_weak(console, out, [*_beginning(overrides, "weak."), *shared], _beginning(overrides, "refine."))
     _say(console, 8, "write the report")
     results = [after, before, weak, refined]
     report = write_report(
