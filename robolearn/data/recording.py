@@ -227,7 +227,8 @@ class Recording:
             over = self._stop.wait(self._flush_interval_s)
             written = self.frames
             # The last record of an episode that was ended is synced here too: storing it may have to wait for earlier ones.
-            if written == self.durable_frames if not over else not self._ended:
+            due = self._ended if over else written != self.durable_frames
+            if not due:
                 continue
             try:
                 self._journal.sync()
