@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.types import STATE, FeatureSpec
-from robolearn.nets.blocks import sinusoid
+from robolearn.nets.blocks import attention, sinusoid, unit_norm
 from robolearn.nets.conv import Conv1d, Upsample1d
 from robolearn.nets.denoisers import DenoiserConfig, make_denoiser
 from robolearn.nets.encoders import ObservationEncoder
@@ -298,3 +298,18 @@ def test_chunk_mean_leaves_padding_out():
 def test_impossible_sizes_are_refused(make, words):
     with pytest.raises(RefusedError, match=words):
         make()
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 1.0, 1e3])
+def test_unit_norm_is_torchs_root_mean_square_norm_but_for_a_factor(size):
+    x = size * torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(4.0 * unit_norm(x), torch.nn.functional.rms_norm(x, (16,)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_few_tokens_is_torchs_own(masked):
+    rng = torch.Generator().manual_seed(0)
+    query, key, value = (30.0 * torch.randn(2, 3, t, 8, generator=rng) for t in (4, 6, 6))  # scores far beyond exp's range
+    bias = torch.zeros(4, 6).masked_fill(torch.ones(4, 6).triu(3) > 0, -torch.inf) if masked else None
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    torch.testing.assert_close(attention(query, key, value, bias), wanted)
