@@ -64,9 +64,10 @@ class Config(LearnerConfig):
     actor_every: int = 2
     """Critic updates per actor update (TD3's policy delay)."""
     exploration: float = 0.05
-    """Standard deviation of the noise on explored residuals, normalised action units."""
+    """Standard deviation of the noise on explored residuals, normalised action units, times the reach: noise can ruin a base as
+    well as an actor can, so it grows and shrinks with it."""
     warmup_exploration: float = 0.05
-    """The same during the warm-up, around the base's action; 0 is the base alone."""
+    """The same during the warm-up, at full size; 0 is the base alone, which a dip guard compares with."""
     exploration_hold: int = 4
     """Control steps over which explored noise stays the same. One small deviation decides nothing, and its sign drowns in what
     else happens; held, it adds up to something that a return over as many steps shows."""
@@ -106,7 +107,8 @@ class ResidualBehaviour(Behaviour):
             if self.warmup:
                 residual = config.warmup_exploration * noise
             else:
-                residual = policy.residual(condition, policy.normalize_action(base), self._actor) + config.exploration * noise
+                residual = policy.residual(condition, policy.normalize_action(base), self._actor)
+                residual = residual + policy.reach * config.exploration * noise
             residual = residual.clamp(-config.residual_scale, config.residual_scale)
             return (base + residual * policy.action_half_range).cpu().numpy()
 
