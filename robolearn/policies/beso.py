@@ -1,6 +1,7 @@
 """Goal-conditioned score-based policy that samples in three steps (BESO, Reuss et al. 2023).
 
-What is BESO's: actions are scaled so that a largest noise level of 1 is enough, which is why three steps are; the goal is a
+What is BESO's: actions are scaled, the largest noise level is 1 and three steps are made (for whole chunks such a start prefers
+small ones, see ``tests/bench/bench_start.py``; ``edm`` takes others); the goal is a
 wanted future (trained on play data by relabelling, see ``data.goals``), hidden whole in a tenth of the samples for
 classifier-free guidance. Its causal transformer interleaves observations and actions of a window; ours predicts a chunk behind
 the observations, as the other policies here do.
