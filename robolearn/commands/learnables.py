@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from robolearn.commands.recipe import DataRecipe, Recipe, task_recipes
 from robolearn.core.errors import RefusedError
@@ -91,6 +93,10 @@ def _windows(recipe: Recipe, keys: list[str], device: str) -> tuple[TaskWindows,
     data, config = recipe.data, recipe.policy.config
     store = _open_store(recipe)
     chosen = select_episodes(store, successes_only=data.successes_only, limit=data.episodes)
+    offered = len(select_episodes(store, successes_only=data.successes_only))
+    if len(chosen) < offered and os.environ.get("RANK", "0") == "0":
+        left = f"{store.path}: the first {len(chosen)} of {offered} episodes are learned from (data.episodes={data.episodes})."
+        Console().print(left, highlight=False, soft_wrap=True)
     training_rows, held_out = split(len(chosen), data.validation_fraction, recipe.train.seed)
     shape = WindowConfig(config.obs_horizon, config.pred_horizon, data.action)
     weights = EpisodeWeights.read(Path(data.weights), store) if data.weights else None

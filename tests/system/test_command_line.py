@@ -202,9 +202,12 @@ def test_what_a_person_corrected_is_trained_on_and_refined_with(run: Run, worksp
     assert (code, "2 episodes, 12 steps" in " ".join(text.split())) == (0, True), text
     stores = [str(workspace / "demos"), str(tmp_path / "corrections")]
     assert run("data", "merge", *stores, "--common", "--out", str(tmp_path / "round2"))[0] == 0
-    settings = [f"data.path={tmp_path}/round2", "data.episodes=8", f"run_dir={tmp_path}/run", *TINY]
-    code, text = run("train", RECIPE, *settings)
-    assert code == 0, text
+    settings = [f"data.path={tmp_path}/round2", *TINY]
+    # Corrections stand behind the demonstrations: with as many episodes as before none was learned from, without a word.
+    code, text = run("train", RECIPE, *settings, "data.episodes=6", f"run_dir={tmp_path}/few")
+    assert (code, "round2: the first 6 of 8 episodes are learned from (data.episodes=6)." in text) == (0, True), text
+    code, text = run("train", RECIPE, *settings, "data.episodes=8", f"run_dir={tmp_path}/run")
+    assert (code, "are learned from" in text) == (0, False), text
     recipe = tmp_path / "refine.yaml"
     recipe.write_text(
         "env: {task: native_lift, num_envs: 2}\n"
