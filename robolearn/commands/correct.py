@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from robolearn.commands.learnables import Learnables, learnables
-from robolearn.commands.policy_reference import run_folder
-from robolearn.commands.recipe import Recipe, load_recipe
-from robolearn.commands.train import RECIPE_FILE, train_recipe
+from robolearn.commands.policy_reference import follow_up_recipe
+from robolearn.commands.recipe import Recipe
+from robolearn.commands.train import train_recipe
 from robolearn.core.config import Named
 from robolearn.core.errors import RefusedError
 from robolearn.core.multitask import tasks_of
@@ -45,12 +45,8 @@ def correct_run(
     Raises:
         RefusedError: no run, no generative policy of one task, or an age that its chunks do not reach.
     """
-    checkpoint, run_dir = find_checkpoint(base), run_folder(base)
-    if run_dir is None:
-        raise RefusedError(f"{base} belongs to no run folder: without its recipe the demonstrations are not known.")
-    if any(text.lstrip("-").startswith("policy") for text in overrides):
-        raise RefusedError("Only the head is trained: the policy's settings cannot be overridden.")
-    recipe = load_recipe(run_dir / RECIPE_FILE, [f"run_dir={run_dir}_corrected", *overrides])
+    checkpoint = find_checkpoint(base)
+    recipe = follow_up_recipe(base, overrides, suffix="_corrected", fixed="Only the head is trained")
     policy = load_policy(checkpoint)
     if not isinstance(policy, GenerativePolicy) or tasks_of(policy.spaces):
         raise RefusedError(f"{checkpoint} holds no generative policy of one task: its chunks are not corrected.")

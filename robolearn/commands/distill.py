@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from robolearn.commands.learnables import Learnables, learnables
-from robolearn.commands.policy_reference import run_folder
-from robolearn.commands.recipe import Recipe, load_recipe
-from robolearn.commands.train import RECIPE_FILE, train_recipe
+from robolearn.commands.policy_reference import follow_up_recipe
+from robolearn.commands.recipe import Recipe
+from robolearn.commands.train import train_recipe
 from robolearn.core.config import Named
 from robolearn.core.errors import RefusedError
 from robolearn.policies.generative import GenerativePolicy, student_config
@@ -39,12 +39,8 @@ def distill_run(teacher: Path, overrides: list[str], *, resume: bool = False) ->
     Raises:
         RefusedError: no run, no generative policy, or one that is a student already.
     """
-    checkpoint, run_dir = find_checkpoint(teacher), run_folder(teacher)
-    if run_dir is None:
-        raise RefusedError(f"{teacher} belongs to no run folder: without its recipe the demonstrations are not known.")
-    if any(text.lstrip("-").startswith("policy") for text in overrides):
-        raise RefusedError("A student is what its teacher is, one step aside: the policy's settings cannot be overridden.")
-    recipe = load_recipe(run_dir / RECIPE_FILE, [f"run_dir={run_dir}_one_step", *overrides])
+    checkpoint = find_checkpoint(teacher)
+    recipe = follow_up_recipe(teacher, overrides, suffix="_one_step", fixed="A student is what its teacher is, one step aside")
     policy = load_policy(checkpoint)
     if not isinstance(policy, GenerativePolicy):
         raise RefusedError(f"{checkpoint} holds a {recipe.policy.name!r} policy, which has no sampler to distil.")

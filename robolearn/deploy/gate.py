@@ -269,8 +269,7 @@ class CommandGate:
     def _watch(self, now_s: float) -> None:
         """Look for what is missing or wrong; hard faults first."""
         config = self._config
-        # A silence that will be too long before the next tick is too long now, so that the stated time is kept.
-        next_s = now_s + self._dt - 1e-9  # of rounding
+        next_s = now_s + self._dt - 1e-9  # a silence too long before the next tick is too long now; 1e-9 is for rounding
         if config.estop_timeout_s is not None and next_s - self._estop_s > config.estop_timeout_s:
             self._fault("e_stop_lost", now_s, hard=True)
         if self._state not in (GateState.RUNNING, GateState.STOPPING) and not self._near(self._command[: self._n]):
@@ -284,8 +283,7 @@ class CommandGate:
             self._fault("tracking_error", now_s, hard=True)
         for name in self._stale_streams(now_s):
             self._fault(f"stale_{name}", now_s, hard=False)
-        silent = next_s - max(self._chunk_s, self._alive_s) > config.policy_timeout_s
-        if silent or next_s - self._chunk_s > config.chunk_timeout_s:
+        if next_s > min(max(self._chunk_s, self._alive_s) + config.policy_timeout_s, self._chunk_s + config.chunk_timeout_s):
             self._fault(f"silent_{self._source}", now_s, hard=False)
 
     def _settle(self, now_s: float) -> None:
