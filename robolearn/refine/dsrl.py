@@ -207,7 +207,6 @@ class Refiner:
         """Make one critic update and, when due, one distillation and one actor update."""
         config = self._config
         self._updates += 1
-        self._policy.reach.fill_(phase.reach)
         metrics = self._update_critics(batch, rng)
         if config.gradient == "distilled" and self._updates % config.distill_every == 0:
             metrics |= self._distill(batch, rng)

@@ -166,7 +166,6 @@ class Refiner:
         if phase.actor != self._acting:
             self._rollout.clear()
         self._acting = phase.actor
-        self._policy.reach.fill_(phase.reach)
         self._rollout.append({name: outcome.fields[name] for name in (*_INPUTS, DRAWN)} | outcome.results())
         if (len(self._rollout) - 1) * len(outcome.fields[PLAN]) < self._config.rollout_steps:
             return {}

@@ -142,7 +142,6 @@ class Refiner:
         """Make one critic update and, when due, one actor update."""
         config = self._config
         self._updates += 1
-        self._policy.reach.fill_(phase.reach)
         metrics = self._update_critics(batch, rng)
         if phase.actor and self._updates % config.actor_every == 0:
             metrics |= self._update_actor(batch)

@@ -96,6 +96,10 @@ def refine(
         stack.enter_context(_threads(config.threads))
         guard = stack.enter_context(InterruptGuard())
         pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="environments"))
+        if config.guard_episodes and not hasattr(refiner.policy(), "reach"):
+            raise RefusedError(
+                f"guard_episodes={config.guard_episodes}: this method's policy has no reach to guard; set it to 0."
+            )
         if refiner.latent_size and demos is not None and config.demo_fraction:
             raise RefusedError("Demonstrations hold no latent noise to learn from; set demo_fraction=0.")
         sizes = {"plan_steps": refiner.plan_steps, "latent_size": refiner.latent_size}
@@ -147,7 +151,7 @@ class _Loop:
         self._sums: dict[str, Tensor] = {}
         self._counted = 0
         self._recent: deque[bool] = deque(maxlen=100)
-        self._dips = DipGuard(config.guard_episodes, lanes.count)
+        self._dip_guard = DipGuard(config.guard_episodes, lanes.count) if config.guard_episodes else None
         self._episodes = 0
         self._stepping_s, self._updating_s = 0.0, 0.0
 
@@ -184,7 +188,9 @@ class _Loop:
         """Make one control step of all lanes; updates from replay happen while they step, what else is learned behind it."""
         began_s = time.monotonic()
         phase = self._config.phase(self._step)
-        phase = replace(phase, reach=phase.reach * self._dips.share)
+        if self._dip_guard is not None:
+            phase = replace(phase, reach=self._dip_guard.tried)
+        self._set_reach(phase.reach)
         self._lanes.decide(warmup=not phase.actor)
         stepping = pool.submit(self._lanes.step)
         decided_s = time.monotonic()
@@ -199,7 +205,8 @@ class _Loop:
             self._observe(self._refiner, outcome, phase)
         for success in outcome.finished:
             self._recent.append(success)
-            self._dips.count(success=success, warmup=not phase.actor)
+            if self._dip_guard is not None:
+                self._dip_guard.count(success=success, warmup=not phase.actor)
             self._episodes += 1
         self._step += self._lanes.count
         self._stepping_s += stepped_s - updated_s + decided_s - began_s
@@ -256,8 +263,8 @@ class _Loop:
         row: dict[str, float] = {f"train/{name}": value for name, value in means.items()}
         if self._recent:
             row["train/success"] = float(np.mean(self._recent))
-        if self._config.guard_episodes:
-            row["train/share"] = self._dips.share
+        if self._dip_guard is not None:
+            row |= {"train/reach_tried": self._dip_guard.tried, "train/reach_proved": self._dip_guard.proved}
         row |= {"train/episodes": float(self._episodes), "train/updates": float(self._updates)}
         row["time/steps_per_s"] = (self._step - self._logged_step) / max(1e-9, now_s - self._logged_s)
         row |= {"time/update_s": self._updating_s, "time/step_s": self._stepping_s}
@@ -267,6 +274,7 @@ class _Loop:
 
     def _evaluate(self, evaluate: Callable[[Any], Score]) -> None:
         began_s = time.monotonic()
+        self._prove()
         try:
             score = dict(evaluate(self._refiner.policy()))
         except Interrupted as signalled:
@@ -281,7 +289,18 @@ class _Loop:
             self._began_s += away_s
             self._logged_s += away_s
 
+    def _set_reach(self, reach: float) -> None:
+        policy = self._refiner.policy()
+        if hasattr(policy, "reach"):
+            policy.reach.fill_(reach)
+
+    def _prove(self) -> None:
+        """Let the policy use what the guard has proved, until the next step."""
+        if self._dip_guard is not None:
+            self._set_reach(self._dip_guard.proved)
+
     def _save(self) -> Path:
+        self._prove()
         policy = self._refiner.policy()
         weights = policy.state_dict()
         tensors = {f"refiner/{k}": v for k, v in self._refiner.tensors().items()}
@@ -290,7 +309,7 @@ class _Loop:
         tensors |= {f"lanes/{k}": v for k, v in self._lanes.tensors().items()}
         state: dict[str, object] = {"env_steps": self._step, "updates": self._updates, "elapsed_s": self._elapsed_s}
         state |= {"lanes": self._lanes.state(), "recent": list(self._recent), "episodes": self._episodes}
-        state |= {"counted": self._counted, "dips": self._dips.state()}
+        state |= {"counted": self._counted, "guard": self._dip_guard.state() if self._dip_guard is not None else None}
         contents = CheckpointContents(
             config=policy.card() | {"provenance": dict(self._provenance)},
             model=weights,
@@ -318,7 +337,8 @@ class _Loop:
         self._step, self._updates, self._elapsed_s = int(state["env_steps"]), int(state["updates"]), float(state["elapsed_s"])
         self._episodes, self._counted = int(state["episodes"]), int(state["counted"])
         self._recent.extend(bool(s) for s in state["recent"])
-        self._dips.restore(state["dips"])
+        if self._dip_guard is not None:
+            self._dip_guard.restore(state["guard"])
 
     def _give_up(self, means: Mapping[str, float]) -> None:
         folder = self._run_dir / DIVERGED_FOLDER / f"{self._step:09d}"

@@ -21,7 +21,7 @@ class OnlineConfig:
     """Control steps after the warm-up over which the actor's reach (the bound of a residual or shift) grows from 0 to all of
     it (progressive exploration). 0 allows all at once."""
     guard_episodes: int = 0
-    """Episodes after which the actor's are compared with the base's of the warm-up; its reach is halved while they are worse. 0
+    """Episodes, no worse than the base's of the warm-up, that prove the actor's reach before it may grow: in place of a ramp. 0
     never compares. See :class:`robolearn.train.dip_guard.DipGuard`."""
     learning_starts: int = 1_000
     """Control steps after which updates begin, at most ``warmup_steps``."""
@@ -61,10 +61,10 @@ class OnlineConfig:
             raise RefusedError("learning_starts must lie in [0, warmup_steps], ramp_steps be >= 0 and keep_checkpoints >= 1.")
         if self.episode_steps < 0:
             raise RefusedError(f"episode_steps={self.episode_steps} must be positive, or 0 for the task's own limit.")
-        if self.guard_episodes < 0 or (self.guard_episodes and not self.warmup_steps):
+        if self.guard_episodes < 0 or (self.guard_episodes and (self.ramp_steps or not self.warmup_steps)):
             raise RefusedError(
-                f"guard_episodes={self.guard_episodes} must be >= 0, and needs the base's episodes of a warm-up; got "
-                f"warmup_steps={self.warmup_steps}."
+                f"guard_episodes={self.guard_episodes} must be >= 0, needs the base's episodes of a warm-up, and takes the place "
+                f"of a ramp; got warmup_steps={self.warmup_steps}, ramp_steps={self.ramp_steps}."
             )
         if not self.utd_ratio > 0 or not 0 <= self.demo_fraction < 1:
             raise RefusedError(f"utd_ratio={self.utd_ratio} must be positive and demo_fraction={self.demo_fraction} in [0, 1).")

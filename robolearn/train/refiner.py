@@ -35,7 +35,10 @@ class Refiner(Protocol):
         """Return the policy that explores: a CorrectingPolicy that leaves what is recorded of every row in ``noted``."""
 
     def policy(self) -> Any:
-        """Return the refined policy that is evaluated, saved and deployed: a torch module."""
+        """Return the refined policy that is evaluated, saved and deployed: a torch module.
+
+        Where it has a buffer ``reach``, the loop keeps :attr:`Phase.reach` in it.
+        """
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Return all that resuming needs besides :meth:`policy`."""

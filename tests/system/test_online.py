@@ -47,7 +47,6 @@ CONFIG = OnlineConfig(
     learning_starts=80,
     batch_size=16,
     utd_ratio=0.25,
-    guard_episodes=1,
     evaluate_every=10_000,
     checkpoint_every=300,
     keep_checkpoints=3,
@@ -107,7 +106,9 @@ def outcome(run_dir):
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__.rpartition(".")[2])
 def test_a_resumed_run_repeats_the_undisturbed_one_bit_for_bit(base, tmp_path, method):
     # A search begins with its first episodes, so that candidates run while the checkpoint is made.
-    config = replace(CONFIG, warmup_steps=0, learning_starts=0, guard_episodes=0) if method is constant_latent else CONFIG
+    config = replace(CONFIG, warmup_steps=0, learning_starts=0) if method is constant_latent else CONFIG
+    if method in (residual, dsrl):
+        config = replace(CONFIG, guard_episodes=1)
     whole = run(base, tmp_path / "whole", method=method, config=config)
     assert whole.env_steps == 600
     halted = tmp_path / "halted"
@@ -169,6 +170,22 @@ def test_the_reach_of_the_actor_grows_after_the_warm_up(base, tmp_path):
         result = run(base, tmp_path / method.__name__, method=method, config=config)
         # The last updates happen before the step from 596 to 600: (596 - 160) / 1000.
         assert load_policy(result.checkpoint).reach.item() == pytest.approx(0.436)
+
+
+def test_what_is_evaluated_and_saved_has_only_the_reach_that_was_proved(base, tmp_path):
+    reaches = []
+
+    def score(policy):
+        reaches.append(policy.reach.item())
+        return {"successes": 0, "episodes": 2}
+
+    config = replace(CONFIG, guard_episodes=10_000, evaluate_every=200)
+    result = run(base, tmp_path / "run", config=config, score=score)
+    assert reaches[1:] == [0.0, 0.0, 0.0], "no window has ended"  # before the first step the actor is zero, whatever its reach
+    assert load_policy(result.checkpoint).reach.item() == 0.0
+    assert [row["train/reach_tried"] for row in read_metrics(tmp_path / "run") if "train/reach_tried" in row][-1] == 0.125
+    with pytest.raises(RefusedError, match="guard_episodes=12: this method's policy has no reach to guard"):
+        run(base, tmp_path / "other", method=q_chunking, config=replace(CONFIG, guard_episodes=12))
 
 
 @pytest.mark.parametrize(("env_steps", "cut"), [(600, 200), (500, 500)])
