@@ -29,7 +29,7 @@ def load_pygame() -> ModuleType:
         with warnings.catch_warnings(action="ignore"):  # pygame's own, of how it finds its files
             import pygame
     except ImportError as error:
-        raise RefusedError("This device needs pygame: pip install 'robolearn[teleop]'.") from error
+        raise RefusedError("This device needs pygame: pip install -e '.[teleop]'.") from error
     return pygame
 
 

@@ -80,7 +80,7 @@ def _open() -> Any:
     try:
         import pyspacemouse
     except ImportError as error:
-        raise RefusedError("This device needs pyspacemouse: pip install 'robolearn[teleop]'.") from error
+        raise RefusedError("This device needs pyspacemouse: pip install -e '.[teleop]'.") from error
     except Exception as error:
         raise RefusedError(f"pyspacemouse found no HID library ({error}): apt install libhidapi-hidraw0.") from error
     try:
