@@ -31,10 +31,12 @@ def collect_demonstrations(recipe: Recipe, console: Console) -> EpisodeStore:
     """Append episodes until the store holds the wanted number of successes; return it, open for reading.
 
     Raises:
-        RefusedError: the store is of another task or robot, or was made with other settings.
+        RefusedError: no number of episodes, or the store is of another task or robot, or was made with other settings.
         Interrupted: a signal arrived; every finished episode is in the store.
     """
     data = recipe.data
+    if not data.episodes:
+        raise RefusedError("data.episodes=0 learns from all that there are; how many are to be collected?")
     task = get_task(recipe.env.task)
     env = make_task_env(recipe)
     expert = task.make_expert(recipe.env.num_envs, data.quality)

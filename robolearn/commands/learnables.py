@@ -92,7 +92,7 @@ def _windows(recipe: Recipe, keys: list[str], device: str) -> tuple[TaskWindows,
     """Return the training and the held-out windows of one task."""
     data, config = recipe.data, recipe.policy.config
     store = _open_store(recipe)
-    chosen = select_episodes(store, successes_only=data.successes_only, limit=data.episodes)
+    chosen = select_episodes(store, successes_only=data.successes_only, limit=data.episodes or None)
     offered = len(select_episodes(store, successes_only=data.successes_only))
     if len(chosen) < offered and os.environ.get("RANK", "0") == "0":
         left = f"{store.path}: the first {len(chosen)} of {offered} episodes are learned from (data.episodes={data.episodes})."

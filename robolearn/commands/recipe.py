@@ -60,7 +60,7 @@ class DataRecipe:
     path: str = "data/{task}"
     """Folder of the episode store, one per task; ``{task}`` stands for the task's name."""
     episodes: int = 200
-    """Successful demonstrations to collect."""
+    """Successful demonstrations to collect, and the first so many to learn from; 0 learns from all that there are."""
     quality: float = 1.0
     """Quality of the scripted expert in [0, 1]; 1 is the best it can do."""
     seed: int = 0
@@ -118,8 +118,10 @@ class Recipe:
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
 
     def __post_init__(self) -> None:
-        if self.data.episodes < 2:
-            raise RefusedError(f"data.episodes={self.data.episodes} must be at least 2: one to learn from, one to hold out.")
+        if self.data.episodes < 2 and self.data.episodes != 0:
+            raise RefusedError(
+                f"data.episodes={self.data.episodes} must be at least 2 (one to learn from, one to hold out), or 0 for all."
+            )
         if not 0 <= self.data.quality <= 1:
             raise RefusedError(f"data.quality={self.data.quality} must lie in [0, 1].")
 

@@ -19,11 +19,11 @@ def select_episodes(store: EpisodeStore, *, successes_only: bool = True, limit: 
         RefusedError: nothing is left, or fewer than ``limit``.
     """
     chosen = [i for i, success in enumerate(store.successes) if success or not successes_only]
+    kind = "successful episode" if successes_only else "episode"
     if not chosen:
-        kind = "successful episode" if successes_only else "episode"
         raise RefusedError(f"{store.path} holds no {kind} ({len(store)} in all).")
     if limit is not None and not 0 < limit <= len(chosen):
-        raise RefusedError(f"{limit=} episodes are wanted, {store.path} offers {len(chosen)}.")
+        raise RefusedError(f"{limit} episodes are wanted, {store.path} offers {len(chosen)} {kind}s ({len(store)} in all).")
     return chosen[:limit]
 
 

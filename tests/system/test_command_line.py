@@ -117,6 +117,8 @@ def test_a_resumed_run_does_not_start_again(run: Run, workspace: Path) -> None:
 def test_collecting_again_keeps_what_is_there(run: Run, workspace: Path) -> None:
     code, text = run("collect", RECIPE, f"data.path={workspace}/demos", "data.episodes=6", *TINY)
     assert (code, "6 successes" in text) == (0, True), text
+    code, text = run("collect", RECIPE, f"data.path={workspace}/demos", "data.episodes=0", *TINY)
+    assert (code, "how many are to be collected?" in text) == (2, True), text
     code, text = run("collect", RECIPE, f"data.path={workspace}/demos", "data.episodes=6", "data.quality=0.5", *TINY)
     assert code == 2
     assert "choose another data.path" in text
@@ -210,7 +212,7 @@ def test_what_a_person_corrected_is_trained_on_and_refined_with(run: Run, worksp
     # Corrections stand behind the demonstrations: with as many episodes as before none was learned from, without a word.
     code, text = run("train", RECIPE, *settings, "data.episodes=6", f"run_dir={tmp_path}/few")
     assert (code, "round2: the first 6 of 8 episodes are learned from (data.episodes=6)." in text) == (0, True), text
-    code, text = run("train", RECIPE, *settings, "data.episodes=8", f"run_dir={tmp_path}/run")
+    code, text = run("train", RECIPE, *settings, "data.episodes=0", f"run_dir={tmp_path}/run")
     assert (code, "are learned from" in text) == (0, False), text
     recipe = tmp_path / "refine.yaml"
     recipe.write_text(

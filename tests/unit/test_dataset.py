@@ -186,5 +186,5 @@ def test_episodes_are_chosen_by_outcome(tmp_path):
         assert select_episodes(store) == [0, 2]
         assert select_episodes(store, successes_only=False) == [0, 1, 2]
         assert select_episodes(store, limit=1) == [0]
-        with pytest.raises(RefusedError, match=r"limit=3 episodes are wanted, .* offers 2"):
+        with pytest.raises(RefusedError, match=r"3 episodes are wanted, .* offers 2 successful episodes \(\d+ in all\)"):
             select_episodes(store, limit=3)
