@@ -36,15 +36,10 @@ class Config:
     """Largest magnitude of an element of the shift, or of the latent noise where ``absolute``."""
     repeat: bool = False
     """Use one latent vector for all steps of the chunk instead of one per step."""
-    reads_noise: bool = False
-    """Anchored: the shift depends on the noise that it shifts, too: every draw moves to the good chunks nearest to it, where one
-    shift for all of them can only move their mean."""
 
     def __post_init__(self) -> None:
         if not self.bound > 0.0:
             raise RefusedError(f"bound={self.bound} must be positive: with a bound of 0 there is nothing to steer.")
-        if self.reads_noise and self.form != "anchored":
-            raise RefusedError(f"reads_noise: a shift of the noise needs form 'anchored', not {self.form!r}.")
 
 
 class Policy(RefinedPolicy):
@@ -67,8 +62,7 @@ class Policy(RefinedPolicy):
         self._chosen = (1, 1, action_dim) if config.repeat else (draws, horizon, action_dim)
         self.latent_dim = math.prod(self._chosen)
         if config.form == "anchored":
-            dim_more = math.prod(self.latent_shape) if config.reads_noise else 0
-            self.actor: nn.Module = make_actor(self.encoder, dim_more, self.latent_dim, config.actor)
+            self.actor: nn.Module = make_actor(self.encoder, 0, self.latent_dim, config.actor)
         else:
             self.actor = TanhGaussian(make_actor(self.encoder, 0, 2 * self.latent_dim, config.actor), config.bound)
         self.register_buffer("steered", torch.tensor(False))
@@ -76,16 +70,14 @@ class Policy(RefinedPolicy):
         if hasattr(self.base, "continue_latent"):
             self.continue_chunk = self._continue_chunk
 
-    def shift(self, condition: Tensor, noise: Tensor, actor: nn.Module | None = None) -> Tensor:
-        """Return the anchored form's shift, (b, latent_dim), within +-bound: ``reach bound tanh(net(condition[, noise]))``.
+    def shift(self, condition: Tensor, actor: nn.Module | None = None) -> Tensor:
+        """Return the anchored form's shift, (b, latent_dim), within +-bound: ``reach bound tanh(net(condition))``.
 
         Args:
             condition: (b, c), see :meth:`condition`.
-            noise: (b, *latent_shape) what is shifted.
             actor: the network to ask, the policy's own by default; a learner asks the one that it trains.
         """
-        inputs = (condition, noise.flatten(1)) if self.config.reads_noise else (condition,)
-        return self.reach * self.config.bound * torch.tanh((actor or self.actor)(*inputs).float())
+        return self.reach * self.config.bound * torch.tanh((actor or self.actor)(condition).float())
 
     def place(self, chosen: Tensor, noise: Tensor) -> Tensor:
         """Return latent noise (b, *latent_shape): ``chosen`` (b, latent_dim) added to ``noise`` if anchored, else set."""
@@ -94,7 +86,7 @@ class Policy(RefinedPolicy):
 
     def latent(self, condition: Tensor, noise: Tensor) -> Tensor:
         """Return the latent noise (b, *latent_shape) that is decoded where the base would decode ``noise``."""
-        chosen = self.shift(condition, noise) if self.config.form == "anchored" else self.actor.mode(condition)  # type: ignore[operator]
+        chosen = self.shift(condition) if self.config.form == "anchored" else self.actor.mode(condition)  # type: ignore[operator]
         return torch.where(self.steered, self.place(chosen, noise), noise)
 
     def decode_condition(self, condition: Tensor, latent_noise: Tensor) -> Tensor:

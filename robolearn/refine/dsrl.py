@@ -67,8 +67,6 @@ class Config(LearnerConfig):
     """Largest magnitude of a shift (anchored) or of the noise (absolute); really applied, unlike in the released code."""
     repeat: bool = False
     """One latent vector for all steps of the chunk."""
-    reads_noise: bool = False
-    """Anchored: the shift depends on the noise that it shifts, too; see :class:`robolearn.policies.steered.Config`."""
     actor: ActorConfig = field(default_factory=ActorConfig)
     """The network that chooses the noise."""
     actor_learning_rate: float = 2.0e-4
@@ -150,7 +148,7 @@ def latent_sample(
         extra: (b, latent_dim) N(0, 1), the actor's own where ``absolute``.
     """
     if policy.config.form == "anchored":
-        chosen = policy.shift(condition, noise, actor)
+        chosen = policy.shift(condition, actor)
         return policy.place(chosen, noise), chosen, torch.zeros_like(chosen[:, 0])
     chosen, log_density = actor.sample(condition, extra)  # type: ignore[operator]
     return policy.place(chosen, noise), chosen, log_density
@@ -313,7 +311,5 @@ class Refiner:
 
 def refined_policy(base: torch.nn.Module, config: Config) -> Any:
     """Return the steered policy around a loaded ``base``; it equals the base exactly until it has learned."""
-    settings = steered.Config(
-        actor=config.actor, form=config.form, bound=config.bound, repeat=config.repeat, reads_noise=config.reads_noise
-    )
+    settings = steered.Config(actor=config.actor, form=config.form, bound=config.bound, repeat=config.repeat)
     return wrap(base, "steered", settings)

@@ -291,7 +291,6 @@ def test_a_residual_stacks_on_a_steered_policy_and_not_the_other_way_round():
         ("dsrl", {"bound": 0.0}, "bound=0.0"),
         ("residual", {"residual_scale": 0.0}, "residual_scale=0.0"),
         ("dsrl", {"soft_backup": True}, "value_range"),
-        ("dsrl", {"form": "absolute", "reads_noise": True}, "reads_noise"),
         ("dsrl", {"chunk_steps": 9, "window_steps": 9}, "chunk_steps=9"),
         ("residual", {"discount": 1.0}, "discount"),
         ("ppo_residual", {"residual_scale": 0.0}, "residual_scale=0.0"),
@@ -317,7 +316,6 @@ def test_settings_that_mean_nothing_are_refused(name, settings, named):
         {"form": "absolute", "soft_backup": True, "value_range": None, "gradient": "distilled"},
         {"gradient": "distilled"},
         {"repeat": True},
-        {"reads_noise": True},
         {"form": "absolute", "repeat": True, "bf16": True},
     ],
     ids=lambda s: "-".join(map(str, s)),
@@ -331,20 +329,6 @@ def test_every_form_of_steering_starts_at_the_base_learns_and_is_saved(settings,
     assert np.abs(act(refiner.policy()) - act(base)).max() > 0
     save_policy(tmp_path, refiner.policy(), averaged=copy.deepcopy(refiner.policy().state_dict()))
     np.testing.assert_array_equal(act(load_policy(tmp_path)), act(refiner.policy()))
-
-
-@pytest.mark.parametrize("reads", [False, True])
-def test_a_shift_is_the_same_for_all_noise_unless_it_reads_it(reads):
-    config = config_class("dsrl")(reads_noise=reads)
-    refiner = method("dsrl").Refiner(method("dsrl").refined_policy(make_base(), config), config)
-    learn(refiner)
-    policy = refiner.policy()
-    condition = torch.zeros(2, policy.encoder.condition_dim)
-    noise = torch.randn((2, *policy.latent_shape), generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        one, other = policy.shift(condition, noise)
-    assert one.abs().max() > 0
-    assert torch.allclose(one, other, atol=1e-6) != reads
 
 
 def test_a_learned_temperature_stays_under_its_cap():
