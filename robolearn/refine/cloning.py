@@ -101,9 +101,14 @@ class SelfCloning:
 
     def _draw(self, rng: torch.Generator) -> Batch:
         own, given = self._own, self._given
-        index = torch.randint(len(self), (self._config.batch_size,), generator=rng, device=self._device)
-        mine = index < len(own)
-        parts = [memory.batch(i) for memory, i in ((own, index[mine]), (given, index[~mine] - len(own))) if len(i)]
+        # Each memory gives its share, at least a row: how many rows came from where, a GPU would have to tell the host.
+        rows = self._config.batch_size
+        mine = min(max(round(rows * len(own) / len(self)), min(1, len(own))), rows - min(1, len(given)))
+        parts = [
+            memory.batch(torch.randint(len(memory), (count,), generator=rng, device=self._device))
+            for memory, count in ((own, mine), (given, rows - mine))
+            if count
+        ]
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def tensors(self) -> dict[str, Tensor]:

@@ -210,8 +210,7 @@ class Refiner:
             metrics |= self._distill(batch, rng)
         if phase.actor and self._updates % config.actor_every == 0:
             metrics |= self._update_actor(batch, rng)
-            if not self._policy.steered:
-                self._policy.steered.fill_(True)
+            self._policy.steered.fill_(True)
             follow(self._policy.actor, self._actor, config.actor_average)
         return metrics
 

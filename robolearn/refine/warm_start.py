@@ -130,7 +130,7 @@ class Refiner:
             "critics": self._critics.optimizer,
             "temperature": torch.optim.Adam(self._log_temperature.parameters(), config.temperature_learning_rate, fused=True),
         }
-        self._updates = 0
+        self._updates, self._acting = 0, False
 
     def behaviour(self) -> ActorBehaviour:
         """Return the exploring policy."""
@@ -144,9 +144,10 @@ class Refiner:
         """Make one critic update and a fit, or, after the warm-up, an actor update when it is due."""
         config, policy = self._config, self._policy
         self._updates += 1
-        if phase.actor and not policy.acting:
+        if phase.actor and not self._acting:
             follow(policy.actor, self._actor, 1.0)
             policy.acting.fill_(True)
+            self._acting = True
         metrics = self._update_critics(batch, rng, phase)
         if not phase.actor:
             return metrics | self._fit(batch, rng)
@@ -198,7 +199,7 @@ class Refiner:
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from :meth:`tensors`."""
         restore_modules(tensors, self._modules, self._optimizers)
-        self._updates = int(tensors["updates"])
+        self._updates, self._acting = int(tensors["updates"]), bool(self._policy.acting)
 
 
 def refined_policy(base: torch.nn.Module, config: Config) -> Any:

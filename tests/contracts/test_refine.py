@@ -7,13 +7,14 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.observation import flat_streams
 from robolearn.core.protocols import CorrectingPolicy, LatentPolicy, Policy
 from robolearn.core.types import ENVIRONMENT_STATE, STATE, EnvSpec, FeatureSpec, Spaces, Step
 from robolearn.data.normalizer import Normalizer, Statistics
-from robolearn.data.replay_buffer import ReplayBuffer
+from robolearn.data.replay_buffer import ReplayBuffer, sample_mixed
 from robolearn.nets.denoisers import DenoiserConfig
 from robolearn.nets.mlp import MlpConfig
 from robolearn.policies import chunk_bc, diffusion
@@ -138,6 +139,42 @@ def act(policy, seed=3, noise=5):
         rngs = [np.random.default_rng(i) for i in range(ROWS)]
         return np.concatenate([policy.correct(seen, chunk[:, 0], rngs)[:, None], chunk[:, 1:]], axis=1)
     return chunk
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where an operator makes the host wait for a number or a size: on a GPU that stops everything."""
+
+    WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().split(".")[0]
+        masked = name.startswith("aten::index") and any(i.dtype == torch.bool for i in args[1] if isinstance(i, torch.Tensor))
+        assert name not in self.WAITING, name
+        assert not masked, f"{name} with a mask"
+        return func(*args, **(kwargs or {}))
+
+
+@every_method
+@pytest.mark.parametrize("actor", [False, True])
+def test_an_update_from_replay_never_makes_the_host_wait(name, actor, monkeypatch):
+    # Steering, warm-started RL and Q-chunking asked the device for a flag or for the size of a selection in every update.
+    monkeypatch.setattr(f"{method(name).__name__}.bootstrapped_rows", lambda batch, weight: slice(None), raising=False)
+    monkeypatch.setattr("robolearn.refine.best_of_n.bootstrapped_rows", lambda batch, weight: slice(None))
+    refiner, _ = make(name)
+    if not isinstance(refiner, ReplayRefiner):
+        pytest.skip("learns from no replay")
+    learn(refiner, actor=actor)  # some things are looked at once
+    made, demos, rng = replay(refiner), replay(refiner, 20), torch.Generator().manual_seed(0)
+    for _ in range(8):
+        with NoWaiting():
+            batch = sample_mixed(made, demos, 8, 32, steps=refiner.window_steps, rng=rng)
+            refiner.update(batch, rng, Phase(actor=actor))
+
+
+def test_waiting_is_noticed():
+    for wait in (lambda x: float(x[0]), lambda x: x[x > 0], lambda x: bool(x.any()), torch.nonzero):
+        with pytest.raises(AssertionError), NoWaiting():
+            wait(torch.ones(3))
 
 
 @every_method
