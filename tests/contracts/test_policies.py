@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from no_waiting import NoWaiting
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.observation import flat_streams, select_observation
@@ -14,6 +15,7 @@ from robolearn.core.protocols import LatentPolicy, Policy
 from robolearn.core.seeding import standard_normal
 from robolearn.core.types import ACTION, ENVIRONMENT_STATE, STATE, FeatureSpec, Spaces
 from robolearn.data.normalizer import Normalizer, Statistics
+from robolearn.nets.moe import Experts
 from robolearn.policies import config_class, make_policy, policy_names
 from robolearn.policies.loading import load_policy, save_policy
 
@@ -208,6 +210,22 @@ def test_the_loss_draws_from_its_generator_alone(name):
     first, again = (policy.loss(data, torch.Generator().manual_seed(3))[0] for _ in range(2))
     assert torch.equal(first, again)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@every_policy
+def test_the_loss_and_its_gradient_never_make_the_host_wait(name, monkeypatch):
+    monkeypatch.setattr(Experts, "of_chosen", Experts.of_all)  # as on a GPU
+    policy = trainable(name)
+    data, rng = batch(policy), torch.Generator().manual_seed(0)
+    policy.loss(data, rng)  # some things are looked at once
+    with NoWaiting():
+        policy.loss(data, rng)[0].backward()
+
+
+def test_waiting_is_noticed():
+    for wait in (lambda x: float(x[0]), lambda x: x[x > 0], lambda x: bool(x.any()), torch.nonzero):
+        with pytest.raises(AssertionError), NoWaiting():
+            wait(torch.ones(3))
 
 
 @every_policy

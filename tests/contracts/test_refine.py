@@ -7,7 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from no_waiting import NoWaiting
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.observation import flat_streams
@@ -141,19 +141,6 @@ def act(policy, seed=3, noise=5):
     return chunk
 
 
-class NoWaiting(TorchDispatchMode):
-    """Fails where an operator makes the host wait for a number or a size: on a GPU that stops everything."""
-
-    WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name().split(".")[0]
-        masked = name.startswith("aten::index") and any(i.dtype == torch.bool for i in args[1] if isinstance(i, torch.Tensor))
-        assert name not in self.WAITING, name
-        assert not masked, f"{name} with a mask"
-        return func(*args, **(kwargs or {}))
-
-
 @every_method
 @pytest.mark.parametrize("actor", [False, True])
 def test_an_update_from_replay_never_makes_the_host_wait(name, actor, monkeypatch):
@@ -169,12 +156,6 @@ def test_an_update_from_replay_never_makes_the_host_wait(name, actor, monkeypatc
         with NoWaiting():
             batch = sample_mixed(made, demos, 8, 32, steps=refiner.window_steps, rng=rng)
             refiner.update(batch, rng, Phase(actor=actor))
-
-
-def test_waiting_is_noticed():
-    for wait in (lambda x: float(x[0]), lambda x: x[x > 0], lambda x: bool(x.any()), torch.nonzero):
-        with pytest.raises(AssertionError), NoWaiting():
-            wait(torch.ones(3))
 
 
 @every_method

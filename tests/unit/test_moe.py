@@ -116,6 +116,17 @@ def test_two_fused_experts_are_their_weighted_sum():
     torch.testing.assert_close(apply_fused(x, fused, experts.fused_scale(weights[[0, 2]])), plain)
 
 
+def test_all_experts_in_one_product_are_the_chosen_ones_gradients_too():
+    torch.manual_seed(0)
+    experts = Experts(4, MoeConfig(experts=3, top_k=2, hidden_ratio=2.0))
+    x, weights = torch.randn(5, 4), torch.rand(5, 3) * (torch.rand(5, 3) > 0.4)
+    found = []
+    for way in (experts.of_chosen, experts.of_all):
+        out = way(x, weights)
+        found.append([out, *torch.autograd.grad(out.square().sum(), [experts.w_in, experts.b_in, experts.w_out])])
+    torch.testing.assert_close(*found)
+
+
 def test_losses_by_hand():
     # Two levels, two experts, top-1. Both chose expert 0 with probabilities 0.9 and 0.7: f = (1, 0), p = (0.8, 0.2),
     # load balance 2 (1 * 0.8 + 0 * 0.2) = 1.6.
