@@ -30,6 +30,7 @@ from robolearn.commands.policy_reference import run_folder
 from robolearn.commands.recipe import load_recipe
 from robolearn.commands.simulation import make_recipe_env
 from robolearn.commands.train import RECIPE_FILE
+from robolearn.core.errors import RefusedError
 from robolearn.core.protocols import ContinuingPolicy, Env, Policy
 from robolearn.core.seeding import VALIDATION_SEED_BLOCK, generator
 from robolearn.core.types import Array
@@ -173,8 +174,11 @@ def main(reference: str, episodes: str = "50", largest: str = "6", *more: str) -
     if reference == "draw":
         draw(Path(episodes), [Path(file) for file in (largest, *more)])
         return
-    if more and more[0] == "methods":
-        horizon = int(more[1]) if len(more) > 1 else 4
+    numbers = [episodes, largest, *[word for word in more if word not in ("methods", "random")]]
+    if not all(number.isdigit() for number in numbers) or len(numbers) > 3 or (more and more[0] != "methods"):
+        raise RefusedError(f"Cannot read {' '.join((reference, episodes, largest, *more))!r}.\n{__doc__}")
+    if more:
+        horizon = int(numbers[2]) if len(numbers) > 2 else 4
         compare_methods(reference, int(episodes), int(largest), horizon, "random" in more)
         return
     checkpoint = find_checkpoint(Path(reference))
@@ -206,4 +210,8 @@ def main(reference: str, episodes: str = "50", largest: str = "6", *more: str) -
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except RefusedError as refused:
+        print(refused, file=sys.stderr)
+        sys.exit(2)
