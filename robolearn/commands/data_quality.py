@@ -86,7 +86,7 @@ def _print(found: StoreQuality, console: Console, audit: int) -> None:
     if len(found.episodes) > 200:
         console.print(f"... and {len(found.episodes) - 200} more; --json FILE keeps all")
     console.print(
-        f"trajectory quality TQ {found.trajectory_quality:.3f}, state-action coverage {found.coverage} pairs, "
+        f"trajectory quality TQ {found.trajectory_quality_text}, state-action coverage {found.coverage} pairs, "
         f"SACo {found.saco:.3f}",
         highlight=False,
     )

@@ -66,7 +66,7 @@ def _summary(store: EpisodeStore, quality: StoreQuality) -> str:
     header = store.header
     facts = (
         f"robot {header.spaces.robot}, {header.spaces.control_rate_hz:g} Hz, {int(store.lengths.sum())} steps, "
-        f"{int(store.successes.sum())} successes; TQ {quality.trajectory_quality:.3f}, SACo {quality.saco:.3f}, "
+        f"{int(store.successes.sum())} successes; TQ {quality.trajectory_quality_text}, SACo {quality.saco:.3f}, "
         f"{len(quality.duplicates)} pairs of near-duplicates; checksum {store.checksum()[:16]}"
     )
     return html.escape(facts)

@@ -49,7 +49,7 @@ class EpisodeQuality:
 class StoreQuality:
     """The measures of a whole store."""
 
-    trajectory_quality: float
+    trajectory_quality: float | None
     """TQ: mean return over the best return, both above the worst; see :func:`trajectory_quality`."""
     coverage: int
     """Distinct discretised state-action pairs, see :func:`state_action_pairs`."""
@@ -58,6 +58,12 @@ class StoreQuality:
     duplicates: tuple[tuple[int, int], ...]
     """Pairs of near-duplicate episodes."""
     episodes: tuple[EpisodeQuality, ...]
+
+    @property
+    def trajectory_quality_text(self) -> str:
+        """TQ as people read it."""
+        tq = self.trajectory_quality
+        return "undefined (all returns are alike)" if tq is None else f"{tq:.3f}"
 
     def to_json(self) -> dict[str, object]:
         """Return a JSON form."""
@@ -134,16 +140,15 @@ def signature(states: Array, actions: Array, *, points: int = 16) -> Array:
     return np.concatenate([states[at].ravel(), actions[at].ravel()])
 
 
-def trajectory_quality(returns: Array, *, worst: float | None = None, best: float | None = None) -> float:
+def trajectory_quality(returns: Array, *, worst: float | None = None, best: float | None = None) -> float | None:
     """Return TQ = (mean return - worst) / (best - worst).
 
     The paper takes the return of a random policy as worst and the best online policy's as best; without them the data's
-    own extremes
-    stand in. 0 where they are equal.
+    own extremes stand in. None where they are equal: episodes that are all alike say nothing of better and worse.
     """
     low = float(returns.min()) if worst is None else worst
     high = float(returns.max()) if best is None else best
-    return float((returns.mean() - low) / (high - low)) if high > low else 0.0
+    return float((returns.mean() - low) / (high - low)) if high > low else None
 
 
 def state_action_pairs(states: Array, actions: Array, *, bins: int = 5) -> int:

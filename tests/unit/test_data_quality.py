@@ -48,6 +48,7 @@ def test_trajectory_quality_and_coverage():
     # Mean return 3 between worst 1 and best 5: (3 - 1) / (5 - 1); against an expert's 9 and a random policy's 0: 3 / 9.
     returns = np.array([1.0, 3.0, 5.0])
     assert quality.trajectory_quality(returns) == 0.5
+    assert quality.trajectory_quality(np.ones(5)) is None, "a hundred successes of a hundred had a quality of 0"
     assert quality.trajectory_quality(returns, worst=0.0, best=9.0) == pytest.approx(1 / 3)
     # Two bins: states -3 and 3 fall apart, -3 and -2 together; actions -1 and 1 apart: (lo, lo), (lo, hi), (hi, lo).
     states, actions = np.array([[-3.0], [-2.0], [-3.0], [3.0]]), np.array([[-1.0], [-1.0], [1.0], [-1.0]])
