@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.protocols import Policy
-from robolearn.core.types import Array, Observation
-from robolearn.deploy.executor import ChunkExecutor, ExecutorConfig
+from robolearn.core.types import ActionChunk, Array, Observation
+from robolearn.deploy.executor import ChunkExecutor, Decision, ExecutorConfig
 from robolearn.deploy.fallback import FallbackPolicy
 from robolearn.deploy.novelty import ObservationNovelty
 
@@ -28,8 +29,9 @@ class Engine:
     """Turns frames into chunks of which row 0 is for the frame's own control step.
 
     It runs :class:`robolearn.deploy.executor.ChunkExecutor`, as the evaluator does, so replanning, overlapping and per-step
-    corrections are the ones that were measured. With a novelty score, a refined policy (one that has a ``base``) falls back to
-    its base at the first frame beyond the threshold and stays there until :meth:`reset`.
+    corrections are the ones that were measured. In the background, a decision that is expected to take a control step or more is
+    made in a thread, while the plan under way goes on being played and corrected. With a novelty score, a refined policy (one
+    that has a ``base``) falls back to its base at the first frame beyond the threshold and stays there until :meth:`reset`.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Engine:
         novelty: ObservationNovelty | None = None,
         delay_quantile: float = DELAY_QUANTILE,
         longest_delay: int | None = None,
+        background: bool = False,
     ) -> None:
         """Put a policy to work.
 
@@ -51,6 +54,7 @@ class Engine:
             novelty: scores observations.
             delay_quantile: of the newest decisions' durations, the one expected of the next where ``delay_steps`` is null.
             longest_delay: most control steps that are expected, however long decisions take; None: as far as chunks allow.
+            background: make slow decisions in a thread; :meth:`close` ends it.
 
         Raises:
             RefusedError: the quantile lies outside (0, 1], or the policy cannot do what ``config`` asks for.
@@ -71,6 +75,8 @@ class Engine:
         self.decisions, self.deadline_misses = 0, 0
         """Decisions made, and those that took longer than the control steps that they were expected to take."""
         self._config = config
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decision") if background else None
+        self._pending: tuple[Decision, Future[tuple[ActionChunk, float]]] | None = None
 
     @property
     def fallen_back(self) -> bool:
@@ -99,6 +105,7 @@ class Engine:
 
     def reset(self, rng: np.random.Generator) -> None:
         """Begin an episode: history and queue start again, and ``rng`` is the source of every draw from now on."""
+        self._forget_pending()
         self._executor.reset()
         self._rng, self.novelty = rng, None
         if self._fallback is not None:
@@ -120,26 +127,64 @@ class Engine:
         if self._score is not None:
             self.novelty = self._score(frame)
             if self._fallback is not None and self.novelty > 1 and not self.fallen_back:
+                self._forget_pending()
                 self._fallback.fallen_back = True
                 self._executor.replan()
         return self._plan(frame)
 
+    def close(self) -> None:
+        """Wait for a decision in the background and end its thread; a second call does nothing."""
+        self._forget_pending()
+        if self._thread is not None:
+            self._thread.shutdown()
+
     def _plan(self, frame: Observation) -> Array:
         begin = self._clock()
-        if self._config.delay_steps is None:
-            self._executor.delay_steps = self.expected_delay()
-        action = self._executor.act({key: value[None] for key, value in frame.items()}, [self._rng])
+        self._take_over()
+        expected = self.expected_delay()
+        if self._config.delay_steps is None and self._pending is None:
+            self._executor.delay_steps = expected
+        beside = self._begin if self._pending is not None or (self._thread is not None and expected > 0) else None
+        action = self._executor.act({key: value[None] for key, value in frame.items()}, [self._rng], begin=beside)
         since = int(self._executor.since_decision()[0])
         rows = self._executor.planned(self._policy.pred_horizon - since)[0]
         rows[0] = action[0]
         if since == 0:
-            took = self._clock() - begin
-            self.latencies_s.append(took)
-            self.decisions += 1
-            self.deadline_misses += self._steps(took) > self._executor.delay_steps
+            self._count(self._clock() - begin)
         if not np.isfinite(rows).all():
             raise RefusedError(f"The policy's actions are not finite in {int((~np.isfinite(rows)).any(axis=1).sum())} rows.")
         return rows
+
+    def _begin(self, decision: Decision) -> None:
+        """Let the thread make a decision, unless it is at one."""
+        if self._pending is not None or self._thread is None:
+            return
+
+        def decide() -> tuple[ActionChunk, float]:
+            begin = self._clock()
+            return decision.ask(), self._clock() - begin
+
+        self._pending = decision, self._thread.submit(decide)
+
+    def _take_over(self) -> None:
+        """Take the chunk of a decision that is made; wait for it where nothing is left to play."""
+        if self._pending is None or not (self._pending[1].done() or self._executor.left() == 0):
+            return
+        (decision, future), self._pending = self._pending, None
+        chunk, took = future.result()
+        self._executor.arrive(decision, chunk)
+        self._count(took)
+
+    def _forget_pending(self) -> None:
+        """Wait until the policy is free; what it decided is about another episode or by another policy."""
+        if self._pending is not None:
+            wait([self._pending[1]])
+            self._pending = None
+
+    def _count(self, took_s: float) -> None:
+        self.latencies_s.append(took_s)
+        self.decisions += 1
+        self.deadline_misses += self._steps(took_s) > self._executor.delay_steps
 
     def expected_delay(self) -> int:
         """Return how many control steps a decision is expected to take: a quantile of the newest, as far as chunks allow."""

@@ -49,6 +49,20 @@ type Lateness = Callable[[Sequence[np.random.Generator]], Array]
 """From one generator per decision to the (n,) control steps by which each decision comes late: simulates slow inference."""
 
 
+@dataclass(frozen=True)
+class Decision:
+    """A decision that is made while the queue goes on being played: ``ask`` in another thread, then ``ChunkExecutor.arrive``."""
+
+    ask: Callable[[], ActionChunk]
+    """Asks the policy about what had been seen when the decision began; touches nothing of the executor."""
+    plan: Array
+    """(1, h, a) what was left of the queue then, zeros behind it."""
+    left: Array
+    """(1,) int, how much of it is real."""
+    cursor: int
+    """Where the queue stood."""
+
+
 class ChunkExecutor:
     """Observation history and action queue for ``b`` rows, which may be at different points of their chunks.
 
@@ -121,13 +135,21 @@ class ChunkExecutor:
         self._observe(observation, np.ones(self._num_rows, bool))
         self._cursor += 1
 
-    def act(self, observation: Observation, rngs: Sequence[np.random.Generator], *, active: Array | None = None) -> Array:
+    def act(
+        self,
+        observation: Observation,
+        rngs: Sequence[np.random.Generator],
+        *,
+        active: Array | None = None,
+        begin: Callable[[Decision], None] | None = None,
+    ) -> Array:
         """Return the actions (b, a) float32 for the control step at which ``observation`` was taken.
 
         Args:
             observation: key -> (b, ...) in raw units; keys that the policy does not read are ignored.
             rngs: one generator per row, used for the rows that need a chunk.
             active: (b,) bool; other rows get zeros and cost no policy query. All by default.
+            begin: given the decision that is due, where there is a plan to play meanwhile; None decides at once. One row only.
 
         Raises:
             RefusedError: an observation is missing, misshapen or not finite, or the chunk has the wrong shape. Non-finite
@@ -140,7 +162,9 @@ class ChunkExecutor:
             )
         self._observe(observation, rows)
         due = np.flatnonzero(rows & (self._cursor >= self._due_at))
-        if due.size:
+        if due.size and begin is not None and self.left():
+            begin(self._begun(rngs))
+        elif due.size:
             self._decide(due, rngs)
         active_rows = np.flatnonzero(rows)
         action = np.zeros((self._num_rows, self._total.shape[2]), np.float32)
@@ -161,6 +185,23 @@ class ChunkExecutor:
         rows = np.arange(self._num_rows)[:, None]
         at = np.clip(at, 0, np.maximum((self._weight > 0).sum(axis=1) - 1, 0)[:, None])
         return self._total[rows, at] / np.maximum(self._weight[rows, at], 1e-9)[:, :, None]
+
+    def arrive(self, decision: Decision, chunk: ActionChunk) -> None:
+        """Take over the chunk of a decision that began some control steps ago: from now on it is as late as it is.
+
+        Raises:
+            RefusedError: the chunk has the wrong shape.
+        """
+        only = np.zeros(1, np.int64)
+        late = self._cursor - decision.cursor
+        self._cursor -= late
+        self._accept(only, chunk)
+        self._join(only, decision.plan, decision.left, late)
+        self._cursor += late
+
+    def left(self) -> int:
+        """Return how many control steps are still planned for the only row."""
+        return max(int((self._weight[0] > 0).sum()) - int(self._cursor[0]), 0)
 
     def since_decision(self) -> Array:
         """Return (b,): how many steps before that of the last :meth:`act` the chunk of each row was decided."""
@@ -221,16 +262,27 @@ class ChunkExecutor:
         left = np.maximum((self._weight[due] > 0).sum(axis=1) - self._cursor[due], 0)
         for count in np.unique(left) if self._asks_to_continue else [None]:
             part = due if count is None else due[left == count]
-            seen, sources = {k: v[part] for k, v in self._history.items()}, [rngs[i] for i in part]
-            plan = self._remaining(part)
-            if count and isinstance(self._policy, ContinuingPolicy):
-                delay, method = min(self.delay_steps, int(count)), self._config.continuation
-                chunk = self._policy.continue_chunk(seen, sources, plan[:, :count], delay=delay, method=method)
-            else:
-                chunk = self._policy.predict(seen, sources)
+            sources, plan = [rngs[i] for i in part], self._remaining(part)
+            chunk = self._question(part, sources, plan, 0 if count is None else int(count))()
             late = np.zeros(len(part), np.int64) if self._lateness is None else self._lateness(sources)
             self._accept(part, chunk)
             self._join(part, plan, left if count is None else left[left == count], late)
+
+    def _question(self, rows: Array, rngs: Sequence[np.random.Generator], plan: Array, left: int) -> Callable[[], ActionChunk]:
+        """Return what asks the policy for the chunks of ``rows``, which have ``left`` steps of their ``plan`` to continue."""
+        seen = {k: v[rows] for k, v in self._history.items()}
+        policy, method, delay = self._policy, self._config.continuation, min(self.delay_steps, left)
+        if left and isinstance(policy, ContinuingPolicy):
+            return lambda: policy.continue_chunk(seen, rngs, plan[:, :left], delay=delay, method=method)
+        return lambda: policy.predict(seen, rngs)
+
+    def _begun(self, rngs: Sequence[np.random.Generator]) -> Decision:
+        if self._num_rows != 1:
+            raise RefusedError(f"Only a single row can be decided for while it is played, there are {self._num_rows}.")
+        only, left = np.zeros(1, np.int64), self.left()
+        plan = self._remaining(only)
+        ask = self._question(only, rngs, plan, left if self._asks_to_continue else 0)
+        return Decision(ask, plan, np.array([left]), int(self._cursor[0]))
 
     def _remaining(self, rows: Array) -> Array:
         """Return (n, h, a): what is planned from the cursor on, zeros behind it."""

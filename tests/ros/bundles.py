@@ -28,9 +28,12 @@ FINGERS = ("panda_finger_joint1", "panda_finger_joint2")
 
 
 def untrained_bundle(
-    folder: Path, *, task: str = "lift", kind: str = "chunk_bc", exec_horizon: int = 8, refined: bool = False
+    folder: Path, *, task: str = "lift", kind: str = "chunk_bc", exec_horizon: int = 8, refined: bool = False, **settings: int
 ) -> Bundle:
-    """Return a new bundle; ``refined`` corrects the policy, and scores novelty against the task's initial states."""
+    """Return a new bundle; ``refined`` corrects the policy, and scores novelty against the task's initial states.
+
+    ``settings`` are the policy's.
+    """
     torch.manual_seed(0)
     env = make_env(task, EnvOptions(1))
     spaces = select_observation(env.spec.spaces, [STATE, ENVIRONMENT_STATE])
@@ -40,7 +43,7 @@ def untrained_bundle(
     rows = {key: rng.uniform(-1, 1, (100, size)) for key, size in flat_streams(spaces).items()}
     normalizer = Normalizer(flat_streams(spaces)).fit({key: Statistics.of(value) for key, value in rows.items()})
     net = DenoiserConfig(kind="mlp", mlp=MlpConfig(width=32, blocks=1, level_width=8))
-    config = config_class(kind)(**{"denoiser" if kind == "diffusion" else "net": net})
+    config = config_class(kind)(**{"denoiser" if kind == "diffusion" else "net": net}, **settings)
     policy = make_policy(kind, config, spaces, normalizer)
     if refined:
         policy = method("residual").refined_policy(policy, method_config("residual")())

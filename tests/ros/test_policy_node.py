@@ -198,3 +198,28 @@ def test_chunks_are_continued_by_policies_that_can(client: Client, domain: str, 
         wait_until(lambda: client.count("guided", "chunks") >= 20, what=f"chunks; {running.tail('guided')}")
         end()
         assert client.count("guided", "frames_refused") == 0
+
+
+def test_a_slow_policy_corrects_every_step_while_it_decides(client: Client, domain: str, tmp_path: Path) -> None:
+    # Corrections stopped for as long as a decision took, which is when the newest observation is worth most.
+    slow = untrained_bundle(tmp_path / "slow", kind="diffusion", refined=True, noise_levels=1500, sampler_steps=1500)
+    known = {"robot": "panda", "bundle": str(slow.folder)}
+    processes = [node("policy_node", name="beside", **known), node("policy_node", name="between", background=False, **known)]
+    with nodes(tmp_path / "logs", *processes, domain=domain) as running:
+        for name in ("beside", "between"):
+            assert client.transition(name, CONFIGURE, ACTIVATE), running.tail(name)
+        env = make_env("lift", EnvOptions(1))
+        observation = {key: value[0] for key, value in env.reset([1]).items()}
+        env.close()
+        offered = contract_from_names(env.spec.spaces, arm_joints=load_robot("panda").joints, finger_joints=FINGERS)
+        sensors = Sensors(client, slow, SimulatedStreams(offered, env.spec.spaces), observation)
+        for name in ("beside", "between"):
+            assert client.trigger(f"{name}/start")[0]
+        end = client.every(0.05, sensors.send)
+        wait_until(lambda: client.count("between", "chunks") >= 60, timeout_s=60, what=f"chunks; {running.tail('between')}")
+        end()
+        time.sleep(1.2)  # the diagnostics' period
+        assert float(client.says("beside", "decision p50 [ms]")) > 100, "the policy is not slow enough for this test"
+        assert client.count("beside", "frames_skipped") < client.count("between", "frames_skipped") / 2
+        assert client.count("beside", "chunks") > 1.2 * client.count("between", "chunks")
+        assert client.count("beside", "frames_refused") == 0

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+from concurrent import futures
+
 import numpy as np
 import pytest
 
@@ -108,6 +112,76 @@ def test_the_delay_is_measured_and_misses_are_counted(limits, asked, misses):
     assert (made.decisions, made.deadline_misses) == (4, misses)
     with pytest.raises(RefusedError, match=r"delay_quantile=0 must lie in \(0, 1\]"):
         Engine(policy, ExecutorConfig(1), clock=lambda: 0.0, delay_quantile=0)
+
+
+class Slow(Refined):
+    """Decides when it is allowed to."""
+
+    def __init__(self):
+        self.allowed, self.asked = threading.Semaphore(0), 0
+
+    def predict(self, observation, rng):
+        self.asked += 1
+        assert self.allowed.acquire(timeout=20)
+        return super().predict(observation, rng)
+
+
+@pytest.fixture
+def slow():
+    """An engine whose decisions take 0.1 s, two control steps, by its clock, and its policy; one decision is made."""
+    policy, ticks = Slow(), itertools.count()
+    made = Engine(policy, ExecutorConfig(2), clock=lambda: 0.1 * next(ticks), background=True)
+    policy.allowed.release()
+    made.reset(np.random.default_rng(0))
+    assert act(made, 0) == [0.75, 1.5, 2.5, 3.5]  # nothing to play yet: this one was waited for
+    yield made, policy
+    policy.allowed.release(9)
+    made.close()
+
+
+def finish(engine, policy):
+    policy.allowed.release()
+    futures.wait([engine._pending[1]], timeout=20)
+
+
+def test_a_slow_decision_is_made_meanwhile_and_every_step_is_corrected(slow):
+    made, policy = slow
+    assert act(made, 1)[0] == 1.75
+    # Due at 2, decided on x = 2: rows 2 and 3 of the old chunk are played and corrected meanwhile.
+    assert act(made, 2) == [2.75, 3.5]
+    assert act(made, 3) == [3.75]
+    assert (policy.asked, made.decisions) == (2, 1)
+    finish(made, policy)
+    # Two steps late: row 2 of the chunk of x = 2, and due again.
+    assert act(made, 4) == [202.75, 203.5]
+    assert (policy.asked, made.decisions) == (3, 2)
+    # A step without a frame for the policy moves everything on; then nothing is left to play, and the decision is waited for.
+    made.skip({STATE: np.float32([5])})
+    policy.allowed.release()
+    assert act(made, 6) == [402.75, 403.5]
+
+
+def test_a_reset_waits_for_the_decision_under_way_and_forgets_it(slow):
+    made, policy = slow
+    act(made, 1), act(made, 2)
+    assert policy.asked == 2
+    threading.Timer(0.05, policy.allowed.release).start()
+    made.reset(np.random.default_rng(0))
+    policy.allowed.release()
+    assert act(made, 9) == [900.75, 901.5, 902.5, 903.5]
+
+
+def test_what_fails_in_the_background_is_said_at_the_next_step(slow):
+    made, policy = slow
+    act(made, 1)
+    policy.predict = lambda observation, rng: ActionChunk(np.zeros((1, 9, 1), np.float32))
+    act(made, 2)
+    futures.wait([made._pending[1]], timeout=20)
+    with pytest.raises(RefusedError, match="chunk must have shape"):
+        act(made, 3)
+    del policy.predict
+    policy.allowed.release(2)
+    assert len(act(made, 4)) >= 1
 
 
 def test_without_a_score_or_a_base_nothing_falls_back():

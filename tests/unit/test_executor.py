@@ -178,3 +178,52 @@ def test_wrong_chunks_and_masks_are_named():
         executor.reset(np.ones(2, bool))
     with pytest.raises(RefusedError, match="1 rows need as many generators"):
         executor.act(observe(0), rngs(2))
+
+
+class Continuing(Counter):
+    """The same, but that a continued chunk keeps what is committed and remembers how much it was given."""
+
+    def continue_chunk(self, observation, rng, committed, *, delay, method):
+        chunk = self.predict(observation, rng).actions
+        chunk[:, :delay] = committed[:, :delay]
+        chunk[:, -1] += committed.shape[1]
+        return ActionChunk(chunk)
+
+
+@pytest.mark.parametrize("late", [1, 2, 3, 4])  # more than 8 rows less 3 cannot be played meanwhile
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"temporal_overlap": True}, {"continuation": "blend", "delay_steps": 2}, {"continuation": "guided", "delay_steps": 2}],
+    ids=lambda more: str(more.get("continuation", "temporal_overlap" if more else "switch")),
+)
+def test_a_decision_made_meanwhile_is_what_simulated_lateness_says(late, more):
+    config = ExecutorConfig(exec_horizon=3, **more)
+    simulated = ChunkExecutor(
+        Continuing(pred_horizon=8), config, num_rows=1, lateness=lambda rngs: np.full(len(rngs), late, np.int64)
+    )
+    beside = ChunkExecutor(Continuing(pred_horizon=8), config, num_rows=1)
+    pending, skipped = [], {5, 6, 17}
+
+    def begin(decision):
+        if not pending:
+            pending.append((x, decision))
+
+    for x in range(40):
+        if pending and x - pending[0][0] == late:
+            _, decision = pending.pop()
+            beside.arrive(decision, decision.ask())
+        if x in skipped and late < 3:  # with more, the plan would end before the chunk arrives
+            simulated.skip(observe(x))
+            beside.skip(observe(x))
+            continue
+        expected = simulated.act(observe(x), rngs(1))
+        found = beside.act(observe(x), rngs(1), begin=begin)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=str(x))
+    assert simulated.seam_counts[0] - beside.seam_counts[0] in (0, len(pending))
+
+
+def test_only_a_single_row_is_decided_for_meanwhile():
+    executor = ChunkExecutor(Counter(), ExecutorConfig(exec_horizon=1), num_rows=2)
+    executor.act(observe(1, 2), rngs(2))
+    with pytest.raises(RefusedError, match=r"Only a single row .* there are 2"):
+        executor.act(observe(1, 2), rngs(2), begin=lambda decision: None)

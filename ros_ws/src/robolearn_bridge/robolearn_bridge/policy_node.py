@@ -16,7 +16,7 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from robolearn.core.errors import RefusedError
-from robolearn.core.protocols import ContinuingPolicy, Policy
+from robolearn.core.protocols import ContinuingPolicy, CorrectingPolicy, Policy
 from robolearn.core.run import read_json
 from robolearn.core.seeding import generator
 from robolearn.deploy.bundle import open_bundle
@@ -61,6 +61,13 @@ class PolicyNode(SafeLifecycleNode):
             "Of the newest decisions' durations, the one expected of the next.",
             read_only=True,
         )
+        declare(
+            self,
+            "background",
+            True,
+            "Correct the plan under way while a decision takes a control step or more; in realtime, of a policy that corrects.",
+            read_only=True,
+        )
         declare(self, "episode_seed", 0, "Seeds the policy's randomness at the next reset.")
         self._worker: threading.Thread | None = None
 
@@ -85,6 +92,7 @@ class PolicyNode(SafeLifecycleNode):
             novelty=self._bundle.novelty,
             delay_quantile=read(self, "delay_quantile"),
             longest_delay=longest,
+            background=read(self, "background") and not lockstep and isinstance(policy, CorrectingPolicy),
         )
         warm_up_s = self._engine.warm_up()
         self.get_logger().info(f"bundle {self._bundle.name}: warm-up {warm_up_s * 1e3:.0f} ms")
@@ -164,6 +172,7 @@ class PolicyNode(SafeLifecycleNode):
             self._acting, self._closing = False, True
             self._wake.notify()
         worker.join()
+        self._engine.close()
 
     def fault(self, where: str, error: BaseException) -> None:
         """A bad message is not used; the stream grows stale if it goes on."""
