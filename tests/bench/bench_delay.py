@@ -163,8 +163,8 @@ def draw(picture: Path, files: list[Path]) -> None:
             for axis, numbers in zip(axes, values, strict=True):
                 axis.plot(delays, numbers, marker="o", markersize=3, label=method)
         for axis, label in zip(axes, columns.values(), strict=True):
-            axis.set(xlabel="delay, control steps", ylabel=label, ylim=(0, None))
-        axes[1].set_title(lines[0].partition(": ")[2])
+            axis.set(xlabel="delay, control steps", ylabel=label, ylim=(0, 1.05 if label == "success" else None))
+        axes[1].set_title(lines[0].rpartition("/")[2])
         axes[0].legend(fontsize=7)
     figure.savefig(picture, dpi=110)
 
