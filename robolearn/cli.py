@@ -225,7 +225,7 @@ def tasks() -> None:
     tasks()
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # they are the benchmark's
 def bench(
     name: Annotated[str, typer.Argument(help="A file tests/bench/bench_NAME.py, or 'all'.")],
     arguments: Annotated[list[str] | None, typer.Argument(help="Passed on to the benchmark.", show_default=False)] = None,

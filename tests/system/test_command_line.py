@@ -169,6 +169,7 @@ def test_damage_is_named_and_mended(run: Run, workspace: Path, tmp_path: Path) -
         (["evaluate", "RUN", "evaluate.episodes=0"], "must be at least 1"),
         (["compare", "/nowhere", "RUN"], "No evaluation at"),
         (["bench", "sym"], "Unknown benchmark"),
+        (["bench", "decision", "nowhere", "--rounds", "3"], "No checkpoint at nowhere"),
         (["data", "verify", "/nowhere"], "/nowhere"),
     ],
 )
