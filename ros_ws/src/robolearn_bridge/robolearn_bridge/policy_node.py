@@ -240,12 +240,14 @@ class PolicyNode(SafeLifecycleNode):
         self._counts["chunks"] += 1
 
     def _reset_engine(self) -> None:
-        with self._engine_lock, self._wake:
-            self._episode += 1
-            self._pending = []
-            self._resampler.reset()
-            self._steps.reset()
+        with self._engine_lock:
+            # This may wait for a decision; samples go on arriving.
             self._engine.reset(generator(self._bundle.policy_seed, "episode", int(read(self, "episode_seed"))))
+            with self._wake:
+                self._episode += 1
+                self._pending = []
+                self._resampler.reset()
+                self._steps.reset()
 
     def _set_acting(self, acting: bool) -> None:
         with self._wake:
