@@ -141,11 +141,9 @@ class Engine:
     def _plan(self, frame: Observation) -> Array:
         begin = self._clock()
         self._take_over()
-        expected = self.expected_delay()
         if self._config.delay_steps is None and self._pending is None:
-            self._executor.delay_steps = expected
-        beside = self._begin if self._pending is not None or (self._thread is not None and expected > 0) else None
-        action = self._executor.act({key: value[None] for key, value in frame.items()}, [self._rng], begin=beside)
+            self._executor.delay_steps = self.expected_delay()
+        action = self._executor.act({key: value[None] for key, value in frame.items()}, [self._rng], elsewhere=self._beside)
         since = int(self._executor.since_decision()[0])
         rows = self._executor.planned(self._policy.pred_horizon - since)[0]
         rows[0] = action[0]
@@ -155,16 +153,20 @@ class Engine:
             raise RefusedError(f"The policy's actions are not finite in {int((~np.isfinite(rows)).any(axis=1).sum())} rows.")
         return rows
 
-    def _begin(self, decision: Decision) -> None:
-        """Let the thread make a decision, unless it is at one."""
-        if self._pending is not None or self._thread is None:
-            return
+    def _beside(self) -> bool:
+        """Let the thread make the decision that is due if it is a slow one; return whether the thread is at it."""
+        if self._pending is not None:
+            return True
+        if self._thread is None or not self.expected_delay():
+            return False
+        decision = self._executor.decision([self._rng])
 
         def decide() -> tuple[ActionChunk, float]:
             begin = self._clock()
             return decision.ask(), self._clock() - begin
 
         self._pending = decision, self._thread.submit(decide)
+        return True
 
     def _take_over(self) -> None:
         """Take the chunk of a decision that is made; wait for it where nothing is left to play."""

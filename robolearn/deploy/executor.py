@@ -141,7 +141,7 @@ class ChunkExecutor:
         rngs: Sequence[np.random.Generator],
         *,
         active: Array | None = None,
-        begin: Callable[[Decision], None] | None = None,
+        elsewhere: Callable[[], bool] | None = None,
     ) -> Array:
         """Return the actions (b, a) float32 for the control step at which ``observation`` was taken.
 
@@ -149,7 +149,8 @@ class ChunkExecutor:
             observation: key -> (b, ...) in raw units; keys that the policy does not read are ignored.
             rngs: one generator per row, used for the rows that need a chunk.
             active: (b,) bool; other rows get zeros and cost no policy query. All by default.
-            begin: given the decision that is due, where there is a plan to play meanwhile; None decides at once. One row only.
+            elsewhere: asked, of a single row, where a decision is due and there is a plan to play meanwhile: True where it is
+                being made elsewhere (see :meth:`decision`). None decides at once.
 
         Raises:
             RefusedError: an observation is missing, misshapen or not finite, or the chunk has the wrong shape. Non-finite
@@ -162,9 +163,7 @@ class ChunkExecutor:
             )
         self._observe(observation, rows)
         due = np.flatnonzero(rows & (self._cursor >= self._due_at))
-        if due.size and begin is not None and self.left():
-            begin(self._begun(rngs))
-        elif due.size:
+        if due.size and not (elsewhere is not None and self.left() and elsewhere()):
             self._decide(due, rngs)
         active_rows = np.flatnonzero(rows)
         action = np.zeros((self._num_rows, self._total.shape[2]), np.float32)
@@ -185,6 +184,19 @@ class ChunkExecutor:
         rows = np.arange(self._num_rows)[:, None]
         at = np.clip(at, 0, np.maximum((self._weight > 0).sum(axis=1) - 1, 0)[:, None])
         return self._total[rows, at] / np.maximum(self._weight[rows, at], 1e-9)[:, :, None]
+
+    def decision(self, rngs: Sequence[np.random.Generator]) -> Decision:
+        """Return the decision that is due, to be made while the queue is played on.
+
+        Raises:
+            RefusedError: there is more than one row.
+        """
+        if self._num_rows != 1:
+            raise RefusedError(f"Only a single row can be decided for while it is played, there are {self._num_rows}.")
+        only, left = np.zeros(1, np.int64), self.left()
+        plan = self._remaining(only)
+        ask = self._question(only, rngs, plan, left if self._asks_to_continue else 0)
+        return Decision(ask, plan, np.array([left]), int(self._cursor[0]))
 
     def arrive(self, decision: Decision, chunk: ActionChunk) -> None:
         """Take over the chunk of a decision that began some control steps ago: from now on it is as late as it is.
@@ -275,14 +287,6 @@ class ChunkExecutor:
         if left and isinstance(policy, ContinuingPolicy):
             return lambda: policy.continue_chunk(seen, rngs, plan[:, :left], delay=delay, method=method)
         return lambda: policy.predict(seen, rngs)
-
-    def _begun(self, rngs: Sequence[np.random.Generator]) -> Decision:
-        if self._num_rows != 1:
-            raise RefusedError(f"Only a single row can be decided for while it is played, there are {self._num_rows}.")
-        only, left = np.zeros(1, np.int64), self.left()
-        plan = self._remaining(only)
-        ask = self._question(only, rngs, plan, left if self._asks_to_continue else 0)
-        return Decision(ask, plan, np.array([left]), int(self._cursor[0]))
 
     def _remaining(self, rows: Array) -> Array:
         """Return (n, h, a): what is planned from the cursor on, zeros behind it."""

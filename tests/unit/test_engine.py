@@ -118,10 +118,11 @@ class Slow(Refined):
     """Decides when it is allowed to."""
 
     def __init__(self):
-        self.allowed, self.asked = threading.Semaphore(0), 0
+        self.allowed, self.begun, self.asked = threading.Semaphore(0), threading.Semaphore(0), 0
 
     def predict(self, observation, rng):
         self.asked += 1
+        self.begun.release()
         assert self.allowed.acquire(timeout=20)
         return super().predict(observation, rng)
 
@@ -134,6 +135,7 @@ def slow():
     policy.allowed.release()
     made.reset(np.random.default_rng(0))
     assert act(made, 0) == [0.75, 1.5, 2.5, 3.5]  # nothing to play yet: this one was waited for
+    assert policy.begun.acquire(timeout=20)
     yield made, policy
     policy.allowed.release(9)
     made.close()
@@ -150,10 +152,12 @@ def test_a_slow_decision_is_made_meanwhile_and_every_step_is_corrected(slow):
     # Due at 2, decided on x = 2: rows 2 and 3 of the old chunk are played and corrected meanwhile.
     assert act(made, 2) == [2.75, 3.5]
     assert act(made, 3) == [3.75]
+    assert policy.begun.acquire(timeout=20)
     assert (policy.asked, made.decisions) == (2, 1)
     finish(made, policy)
     # Two steps late: row 2 of the chunk of x = 2, and due again.
     assert act(made, 4) == [202.75, 203.5]
+    assert policy.begun.acquire(timeout=20)
     assert (policy.asked, made.decisions) == (3, 2)
     # A step without a frame for the policy moves everything on; then nothing is left to play, and the decision is waited for.
     made.skip({STATE: np.float32([5])})
@@ -164,6 +168,7 @@ def test_a_slow_decision_is_made_meanwhile_and_every_step_is_corrected(slow):
 def test_a_reset_waits_for_the_decision_under_way_and_forgets_it(slow):
     made, policy = slow
     act(made, 1), act(made, 2)
+    assert policy.begun.acquire(timeout=20)
     assert policy.asked == 2
     threading.Timer(0.05, policy.allowed.release).start()
     made.reset(np.random.default_rng(0))

@@ -204,9 +204,10 @@ def test_a_decision_made_meanwhile_is_what_simulated_lateness_says(late, more):
     beside = ChunkExecutor(Continuing(pred_horizon=8), config, num_rows=1)
     pending, skipped = [], {5, 6, 17}
 
-    def begin(decision):
+    def elsewhere():
         if not pending:
-            pending.append((x, decision))
+            pending.append((x, beside.decision(rngs(1))))
+        return True
 
     for x in range(40):
         if pending and x - pending[0][0] == late:
@@ -217,7 +218,7 @@ def test_a_decision_made_meanwhile_is_what_simulated_lateness_says(late, more):
             beside.skip(observe(x))
             continue
         expected = simulated.act(observe(x), rngs(1))
-        found = beside.act(observe(x), rngs(1), begin=begin)
+        found = beside.act(observe(x), rngs(1), elsewhere=elsewhere)
         np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=str(x))
     assert simulated.seam_counts[0] - beside.seam_counts[0] in (0, len(pending))
 
@@ -226,4 +227,4 @@ def test_only_a_single_row_is_decided_for_meanwhile():
     executor = ChunkExecutor(Counter(), ExecutorConfig(exec_horizon=1), num_rows=2)
     executor.act(observe(1, 2), rngs(2))
     with pytest.raises(RefusedError, match=r"Only a single row .* there are 2"):
-        executor.act(observe(1, 2), rngs(2), begin=lambda decision: None)
+        executor.decision(rngs(2))
