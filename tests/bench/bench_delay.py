@@ -210,8 +210,4 @@ def main(reference: str, episodes: str = "50", largest: str = "6", *more: str) -
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    try:
-        main(*sys.argv[1:])
-    except RefusedError as refused:
-        print(refused, file=sys.stderr)
-        sys.exit(2)
+    main(*sys.argv[1:])
