@@ -163,6 +163,8 @@ def lerobot_teleoperator(tmp_path, action):
             pass
 
         def get_action(self):
+            if isinstance(action, Exception):
+                raise action
             return action
 
         def send_feedback(self, feedback):
@@ -196,3 +198,20 @@ def test_lerobots_deltas_move_the_hand_and_its_leaders_move_joints(tmp_path):
     odd = LeRobotTeleoperator(lerobot_teleoperator(tmp_path, {"phone": 1}))
     with pytest.raises(RefusedError, match=r"gives \['phone'\]"):
         odd.poll()
+
+
+def test_a_lerobot_teleoperator_that_cannot_be_read_is_refused_and_one_that_is_lost_stops_no_session(tmp_path):
+    # lerobot's gamepad "connects" where none is plugged in and fails when it is read: a traceback ended the session.
+    unread = lerobot_teleoperator(tmp_path, AttributeError("'NoneType' object has no attribute 'get_axis'"))
+    with pytest.raises(RefusedError, match=r"plugin cannot be read \(AttributeError: .*get_axis.*\); is it plugged in\?"):
+        LeRobotTeleoperator(unread)
+    assert not unread.is_connected
+    lost = lerobot_teleoperator(tmp_path, {"delta_x": 0.0, "delta_y": 0.0, "delta_z": 0.0})
+    device = LeRobotTeleoperator(lost)
+
+    def unplugged():
+        raise ConnectionError("no answer")
+
+    lost.get_action = unplugged
+    with pytest.raises(RefusedError, match=r"cannot be read \(ConnectionError: no answer\)"):  # a session says so and goes on
+        device.poll()

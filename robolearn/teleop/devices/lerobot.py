@@ -32,7 +32,7 @@ class LeRobotTeleoperator:
             joints: the leader's joint -> the robot's joint that follows it, "" for none; joints of the same name by default.
 
         Raises:
-            RefusedError: it cannot be connected.
+            RefusedError: it cannot be connected or read. LeRobot's gamepad connects where none is plugged in.
         """
         self._teleoperator, self._joints = teleoperator, dict(joints or {})
         self.name = f"lerobot {teleoperator.name}"
@@ -42,16 +42,29 @@ class LeRobotTeleoperator:
                 teleoperator.connect()
         except Exception as error:
             raise RefusedError(f"LeRobot's {teleoperator.name} cannot be connected: {error}") from error
+        try:
+            self._read()
+        except RefusedError:
+            self.close()
+            raise
+
+    def _read(self) -> Mapping[str, Any]:
+        try:
+            action: Mapping[str, Any] = self._teleoperator.get_action()
+        except Exception as error:
+            name, why = self._teleoperator.name, f"{type(error).__name__}: {error}"
+            raise RefusedError(f"LeRobot's {name} cannot be read ({why}); is it plugged in?") from error
+        return action
 
     def poll(self) -> Wish | None:
         """See :class:`robolearn.teleop.device.Device`.
 
         Raises:
-            RefusedError: it answers with something that is neither motion nor joints.
+            RefusedError: it cannot be read, or answers with something that is neither motion nor joints.
         """
         if not self._teleoperator.is_connected:
             return None
-        action = self._teleoperator.get_action()
+        action = self._read()
         now = time.monotonic()
         if all(name in action for name in _DELTAS):
             return self._motion(action, now)
