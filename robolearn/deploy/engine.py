@@ -74,6 +74,8 @@ class Engine:
         """Durations of the newest decisions (those that asked the policy), the warm-up not among them."""
         self.decisions, self.deadline_misses = 0, 0
         """Decisions made, and those that took longer than the control steps that they were expected to take."""
+        self.steps_while_deciding = 0
+        """Control steps that were answered while the thread was at a decision."""
         self._config = config
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decision") if background else None
         self._pending: tuple[Decision, Future[tuple[ActionChunk, float]]] | None = None
@@ -99,7 +101,7 @@ class Engine:
             self._plan(frame)
         took = self._clock() - begin
         self.latencies_s.clear()
-        self.decisions = self.deadline_misses = 0
+        self.decisions = self.deadline_misses = self.steps_while_deciding = 0
         self.reset(np.random.default_rng(0))
         return took
 
@@ -149,6 +151,7 @@ class Engine:
         rows[0] = action[0]
         if since == 0:
             self._count(self._clock() - begin)
+        self.steps_while_deciding += self._pending is not None
         if not np.isfinite(rows).all():
             raise RefusedError(f"The policy's actions are not finite in {int((~np.isfinite(rows)).any(axis=1).sum())} rows.")
         return rows

@@ -282,6 +282,7 @@ class PolicyNode(SafeLifecycleNode):
             "continuation": self._executor.continuation,
             "expected delay [steps]": self._engine.expected_delay(),
             "decisions later than expected": self._engine.deadline_misses,
+            "steps answered while deciding": self._engine.steps_while_deciding,
             "decision p50 [ms]": self._engine.latency_s(0.5) * 1e3,
             "decision p99 [ms]": self._engine.latency_s(0.99) * 1e3,
             **self._counts,
