@@ -8,7 +8,7 @@ from types import ModuleType
 
 from robolearn.core.errors import RefusedError, nearest
 
-_NOT_METHODS = {"base", "cloning", "correction_head", "demonstrations"}
+_NOT_METHODS = {"base", "cloning", "correction_head", "demonstrations", "recorded"}
 
 
 def method_names() -> list[str]:

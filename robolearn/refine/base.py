@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,10 @@ from robolearn.nets.critics import CriticConfig, CriticEnsemble, follow
 from robolearn.policies import make_policy
 from robolearn.policies.refined import RefinedPolicy
 from robolearn.train.checkpoint import require_same_tensors
+from robolearn.train.device import multiplies_bf16
+
+Precision = Literal["fp32", "bf16", "auto"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,10 @@ class LearnerConfig:
     value_range: tuple[float, float] | None = (0.0, 1.0)
     """Returns that are possible; targets are clipped to them. With a reward of 1 on success none is outside [0, 1]. Null does
     not clip."""
-    bf16: bool = False
-    """Compute the networks in bfloat16."""
+    precision: Precision = "fp32"
+    """Arithmetic of the networks; ``auto`` takes bf16 where the processor or GPU has instructions for it, fp32 elsewhere."""
+    cuda_graph: bool = False
+    """Record the updates and replay them (:mod:`robolearn.refine.recorded`); needs a GPU."""
     uses_demonstrations: ClassVar[bool] = True
     """Whether demonstrations may be given; every method's ``Config`` says so."""
 
@@ -58,6 +64,16 @@ class LearnerConfig:
             raise RefusedError(f"window_steps={self.window_steps} must be >= 1 and discount={self.discount} in (0, 1).")
         if not 0 <= self.outcome_weight <= 1:
             raise RefusedError(f"outcome_weight={self.outcome_weight} must lie in [0, 1].")
+        if self.precision not in PRECISIONS:
+            raise RefusedError(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}.")
+
+    def in_bf16(self, device: torch.device) -> bool:
+        """Return whether networks compute in bfloat16 on ``device``."""
+        return self.precision == "bf16" or (self.precision == "auto" and multiplies_bf16(device.type))
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Return the context in which networks compute on ``device``."""
+        return torch.autocast(device.type, torch.bfloat16) if self.in_bf16(device) else nullcontext()
 
 
 class Critics:
@@ -71,7 +87,7 @@ class Critics:
     def __init__(self, slow: CriticEnsemble, config: LearnerConfig) -> None:
         self.online: CriticEnsemble = copy.deepcopy(slow).requires_grad_(True)
         self.slow = slow.requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.online.parameters(), config.critic_learning_rate, fused=True)
+        self.optimizer = adam(self.online.parameters(), config.critic_learning_rate)
         self._config = config
 
     def learn(self, batch: ReplayBatch, action: Tensor, following: Tensor) -> dict[str, Tensor]:
@@ -97,7 +113,7 @@ def fit(
     critics: CriticEnsemble, optimizer: torch.optim.Optimizer, inputs: tuple[Tensor, ...], target: Tensor, config: LearnerConfig
 ) -> dict[str, Tensor]:
     """Make one step of all members towards ``target``, (b,) or (e, b); return metrics."""
-    with critic_autocast(config.bf16, target.device):
+    with config.autocast(target.device):
         values = critics(*inputs).float()
     loss = (values - target).square().mean(dim=1).sum()
     descend(loss, critics, optimizer, config.max_gradient_norm)
@@ -176,9 +192,10 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def critic_autocast(bf16: bool, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context in which networks compute: bfloat16 if asked for."""
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+def adam(parameters: Iterable[Tensor], learning_rate: float) -> torch.optim.Adam:
+    """Return Adam whose step is one kernel and, on a GPU, can be recorded: its count of steps stays on the device."""
+    listed = list(parameters)
+    return torch.optim.Adam(listed, learning_rate, fused=True, capturable=listed[0].is_cuda)
 
 
 def descend(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> None:

@@ -31,11 +31,11 @@ from robolearn.refine.base import (
     Critics,
     LearnerConfig,
     bootstrapped_rows,
-    critic_autocast,
     module_tensors,
     restore_modules,
     wrap,
 )
+from robolearn.refine.recorded import recorded
 from robolearn.train.online import Phase
 
 
@@ -65,6 +65,7 @@ class Refiner:
         self._policy, self._config = policy, config
         self.window_steps, self.discount, self.plan_steps = config.window_steps, config.discount, config.chunk_steps
         self._critics = Critics(policy.critics, config)
+        self._learn_critics = recorded(self._update_critics, policy.device, config.cuda_graph)
 
     def behaviour(self) -> Behaviour:
         """Return the exploring policy: sampling N proposals explores by itself."""
@@ -78,9 +79,13 @@ class Refiner:
         """Make one critic update; the critics begin to choose when the actor phase does, among ever more."""
         if phase.actor:
             self._policy.candidates.fill_(max(1, round(self._config.candidates * phase.reach)))
+        return self._learn_critics(batch, rng)
+
+    def _update_critics(self, batch: ReplayBatch, rng: torch.Generator) -> dict[str, Tensor]:
+        del rng
         following = torch.zeros_like(batch.returns)
         rows = bootstrapped_rows(batch, self._config.outcome_weight)
-        with torch.no_grad(), critic_autocast(self._config.bf16, following.device):
+        with torch.no_grad(), self._config.autocast(following.device):
             values = self._critics.slow(batch.following["condition"][rows], batch.following["plan"][rows])
             following[rows] = values.float().mean(dim=0)
         return self._critics.learn(batch, batch.actions[:, : self.plan_steps].flatten(1), following)

@@ -40,9 +40,9 @@ from robolearn.refine.base import (
     Behaviour,
     Critics,
     LearnerConfig,
+    adam,
     bootstrapped_rows,
     cautious_gain,
-    critic_autocast,
     descend,
     fit,
     frozen_decoder,
@@ -50,6 +50,7 @@ from robolearn.refine.base import (
     restore_modules,
     wrap,
 )
+from robolearn.refine.recorded import recorded
 from robolearn.train.online import Phase
 
 
@@ -174,9 +175,9 @@ class Refiner:
         weight = config.anchor_weight if config.form == "anchored" else config.temperature
         self._log_weight = torch.nn.ParameterList([torch.tensor(math.log(weight), device=device)])
         self._optimizers = {
-            "actor": torch.optim.Adam(self._actor.parameters(), config.actor_learning_rate, fused=True),
+            "actor": adam(self._actor.parameters(), config.actor_learning_rate),
             "critics": self._critics.optimizer,
-            "weight": torch.optim.Adam(self._log_weight.parameters(), config.weight_learning_rate, fused=True),
+            "weight": adam(self._log_weight.parameters(), config.weight_learning_rate),
         }
         self._modules: dict[str, torch.nn.Module] = {
             "actor": self._actor,
@@ -187,11 +188,12 @@ class Refiner:
         if config.gradient == "distilled":
             noise_critics = make_critics(policy.encoder, latent_size, config.critic).to(device)
             self._modules["noise_critics"] = self._noise_critics = noise_critics
-            self._optimizers["noise_critics"] = torch.optim.Adam(
-                noise_critics.parameters(), config.critic_learning_rate, fused=True
-            )
-        self._decoder: Any = None if self.latent_size else frozen_decoder(policy.base, config.bf16)
+            self._optimizers["noise_critics"] = adam(noise_critics.parameters(), config.critic_learning_rate)
+        self._decoder: Any = None if self.latent_size else frozen_decoder(policy.base, config.in_bf16(device))
         self._updates = 0
+        self._learn_critics = recorded(self._update_critics, device, config.cuda_graph)
+        self._learn_noise_critics = recorded(self._distill, device, config.cuda_graph)
+        self._learn_actor = recorded(self._update_actor, device, config.cuda_graph)
 
     def behaviour(self) -> LatentBehaviour:
         """Return the exploring policy."""
@@ -205,13 +207,11 @@ class Refiner:
         """Make one critic update and, when due, one distillation and one actor update."""
         config = self._config
         self._updates += 1
-        metrics = self._update_critics(batch, rng)
+        metrics = self._learn_critics(batch, rng)
         if config.gradient == "distilled" and self._updates % config.distill_every == 0:
-            metrics |= self._distill(batch, rng)
+            metrics = metrics | self._learn_noise_critics(batch, rng)
         if phase.actor and self._updates % config.actor_every == 0:
-            metrics |= self._update_actor(batch, rng)
-            self._policy.steered.fill_(True)
-            follow(self._policy.actor, self._actor, config.actor_average)
+            metrics = metrics | self._learn_actor(batch, rng)
         return metrics
 
     def decode(self, condition: Tensor, latent: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ class Refiner:
         config = self._config
         value = torch.zeros_like(batch.returns)
         rows = bootstrapped_rows(batch, config.outcome_weight)
-        with torch.no_grad(), critic_autocast(config.bf16, value.device):
+        with torch.no_grad(), config.autocast(value.device):
             condition = batch.following["condition"][rows]
             latent, _, log_density = self._sample(condition, rng)
             following = self._critics.slow(condition, self._valued(condition, latent)).float()
@@ -254,7 +254,7 @@ class Refiner:
     def _distill(self, batch: ReplayBatch, rng: torch.Generator) -> dict[str, Tensor]:
         """Fit V(s, w) to Q(s, D(s, w)): half of the rows on N(0, I), where the base acts, half where the actor does."""
         condition, config = batch.condition, self._config
-        with torch.no_grad(), critic_autocast(config.bf16, condition.device):
+        with torch.no_grad(), config.autocast(condition.device):
             latent, _, _ = self._sample(condition, rng)
             free = torch.randn(latent.shape, generator=rng, device=latent.device)
             own = (torch.arange(len(latent), device=latent.device) % 2 == 0)[:, None, None, None]
@@ -267,12 +267,12 @@ class Refiner:
     def _update_actor(self, batch: ReplayBatch, rng: torch.Generator) -> dict[str, Tensor]:
         condition, config = batch.condition, self._config
         weight = self._log_weight[0].exp().detach()
-        with critic_autocast(config.bf16, condition.device):
+        with config.autocast(condition.device):
             noise, extra = self._noise(condition, rng)
             latent, chosen, log_density = latent_sample(self._policy, self._actor, condition, noise, extra)
             values = self._values(condition, latent)
         if config.form == "anchored":
-            with torch.no_grad(), critic_autocast(config.bf16, condition.device):
+            with torch.no_grad(), config.autocast(condition.device):
                 # Without pessimism the base's own value, which does not depend on the actor, adds nothing to the gradient.
                 usual = self._values(condition, noise) if config.pessimism else values
             excess = chosen.square().sum(dim=1).mean()
@@ -289,6 +289,8 @@ class Refiner:
             descend(dual, self._log_weight, self._optimizers["weight"], config.max_gradient_norm)
             if config.form == "absolute":
                 self._log_weight[0].data.clamp_(max=math.log(config.temperature_cap))
+        self._policy.steered.fill_(True)
+        follow(self._policy.actor, self._actor, config.actor_average)
         every = config.actor_every  # means are over all updates of a row of metrics
         return {
             "latent_rms": chosen.detach().square().mean().sqrt() * every,

@@ -33,14 +33,15 @@ from robolearn.refine.base import (
     Behaviour,
     Critics,
     LearnerConfig,
+    adam,
     bootstrapped_rows,
     cautious_gain,
-    critic_autocast,
     descend,
     module_tensors,
     restore_modules,
     wrap,
 )
+from robolearn.refine.recorded import recorded
 from robolearn.train.online import Phase
 
 
@@ -124,11 +125,13 @@ class Refiner:
         self._actor = copy.deepcopy(policy.actor).requires_grad_(True)
         # The deployed residual is the slow copy: TD3's target actor, averaged over the last 1 / target_rate updates.
         policy.actor.requires_grad_(False)
-        self._actor_optimizer = torch.optim.Adam(self._actor.parameters(), config.actor_learning_rate, fused=True)
+        self._actor_optimizer = adam(self._actor.parameters(), config.actor_learning_rate)
         critics = make_critics(policy.encoder, policy.spaces.action_dim, config.critic)
         self._critics = Critics(critics.to(policy.device), config)
         self._behaviour = ResidualBehaviour(policy, self._actor, config)
         self._updates = 0
+        self._learn_critics = recorded(self._update_critics, policy.device, config.cuda_graph)
+        self._learn_actor = recorded(self._update_actor, policy.device, config.cuda_graph)
 
     def behaviour(self) -> ResidualBehaviour:
         """Return the exploring policy."""
@@ -142,17 +145,16 @@ class Refiner:
         """Make one critic update and, when due, one actor update."""
         config = self._config
         self._updates += 1
-        metrics = self._update_critics(batch, rng)
+        metrics = self._learn_critics(batch, rng)
         if phase.actor and self._updates % config.actor_every == 0:
-            metrics |= self._update_actor(batch)
-            follow(self._policy.actor, self._actor, config.target_rate * config.actor_every)
+            metrics = metrics | self._learn_actor(batch, rng)
         return metrics
 
     def _update_critics(self, batch: ReplayBatch, rng: torch.Generator) -> dict[str, Tensor]:
         config = self._config
         following = torch.zeros_like(batch.returns)
         rows = bootstrapped_rows(batch, config.outcome_weight)
-        with torch.no_grad(), critic_autocast(config.bf16, following.device):
+        with torch.no_grad(), config.autocast(following.device):
             condition, base = batch.following["condition"][rows], batch.following["plan"][rows]
             residual = self._policy.residual(condition, base)
             noise = config.smoothing * torch.randn(residual.shape, generator=rng, device=residual.device)
@@ -162,10 +164,11 @@ class Refiner:
             following[rows] = subset_minimum(values, config.critic.subset, rng)
         return self._critics.learn(batch, batch.fields["action"], following)
 
-    def _update_actor(self, batch: ReplayBatch) -> dict[str, Tensor]:
+    def _update_actor(self, batch: ReplayBatch, rng: torch.Generator) -> dict[str, Tensor]:
+        del rng
         config = self._config
         base = batch.fields["plan"]
-        with critic_autocast(config.bf16, base.device):
+        with config.autocast(base.device):
             residual = self._policy.residual(batch.condition, base, self._actor)
             values = self._critics.online(batch.condition, (base + residual).clamp(-1.0, 1.0)).float()
             with torch.no_grad():
@@ -174,6 +177,7 @@ class Refiner:
         gain = cautious_gain(values, usual, config.pessimism)
         loss = config.penalty * size - gain / usual.abs().mean().clamp_min(1e-3)
         descend(loss, self._actor, self._actor_optimizer, config.max_gradient_norm)
+        follow(self._policy.actor, self._actor, config.target_rate * config.actor_every)
         # Means are over all updates of a row of metrics, and this one happens at every actor_every-th.
         norm = residual.detach().float().square().mean().sqrt() * config.actor_every
         every = config.actor_every

@@ -39,12 +39,13 @@ from robolearn.refine.base import (
     Behaviour,
     Critics,
     LearnerConfig,
-    critic_autocast,
+    adam,
     descend,
     module_tensors,
     restore_modules,
     wrap,
 )
+from robolearn.refine.recorded import recorded
 from robolearn.train.refiner import Phase
 
 
@@ -125,12 +126,15 @@ class Refiner:
             "temperature": self._log_temperature,
         }
         self._optimizers = {
-            "fit": torch.optim.Adam(self._actor.parameters(), config.fit_learning_rate, fused=True),
-            "actor": torch.optim.Adam(self._actor.parameters(), config.actor_learning_rate, fused=True),
+            "fit": adam(self._actor.parameters(), config.fit_learning_rate),
+            "actor": adam(self._actor.parameters(), config.actor_learning_rate),
             "critics": self._critics.optimizer,
-            "temperature": torch.optim.Adam(self._log_temperature.parameters(), config.temperature_learning_rate, fused=True),
+            "temperature": adam(self._log_temperature.parameters(), config.temperature_learning_rate),
         }
         self._updates, self._acting = 0, False
+        self._learn_critics = recorded(self._update_critics, policy.device, config.cuda_graph)
+        self._learn_fit = recorded(self._fit, policy.device, config.cuda_graph)
+        self._learn_actor = recorded(self._update_actor, policy.device, config.cuda_graph)
 
     def behaviour(self) -> ActorBehaviour:
         """Return the exploring policy."""
@@ -148,19 +152,18 @@ class Refiner:
             follow(policy.actor, self._actor, 1.0)
             policy.acting.fill_(True)
             self._acting = True
-        metrics = self._update_critics(batch, rng, phase)
+        metrics = self._learn_critics(batch, rng, phase.actor)
         if not phase.actor:
-            return metrics | self._fit(batch, rng)
+            return metrics | self._learn_fit(batch, rng)
         if self._updates % config.actor_every == 0:
-            metrics |= self._update_actor(batch, rng)
-            follow(policy.actor, self._actor, config.target_rate * config.actor_every)
+            metrics = metrics | self._learn_actor(batch, rng)
         return metrics
 
-    def _update_critics(self, batch: ReplayBatch, rng: torch.Generator, phase: Phase) -> dict[str, Tensor]:
+    def _update_critics(self, batch: ReplayBatch, rng: torch.Generator, acting: bool) -> dict[str, Tensor]:
         config = self._config
-        with torch.no_grad(), critic_autocast(config.bf16, batch.returns.device):
+        with torch.no_grad(), config.autocast(batch.returns.device):
             condition, chunk = batch.following["condition"], batch.following["plan"]
-            if phase.actor:
+            if acting:
                 chunk, _ = self._actor.sample(condition, self._noise(chunk, rng))
             values = self._critics.slow(condition, chunk).float()
         following = subset_minimum(values, config.critic.subset, rng)
@@ -169,7 +172,7 @@ class Refiner:
     def _fit(self, batch: ReplayBatch, rng: torch.Generator) -> dict[str, Tensor]:
         config, plan = self._config, batch.fields["plan"]
         target = (plan + config.fit_noise * self._noise(plan, rng)).clamp(-1.0, 1.0)
-        with critic_autocast(config.bf16, plan.device):
+        with config.autocast(plan.device):
             loss = -self._actor.log_density(batch.condition, target).mean() / self._chunk_dim
         descend(loss, self._actor, self._optimizers["fit"], config.max_gradient_norm)
         return {"fit_loss": loss.detach()}
@@ -177,7 +180,7 @@ class Refiner:
     def _update_actor(self, batch: ReplayBatch, rng: torch.Generator) -> dict[str, Tensor]:
         config, condition = self._config, batch.condition
         temperature = self._log_temperature[0].exp().detach()
-        with critic_autocast(config.bf16, condition.device):
+        with config.autocast(condition.device):
             chunk, log_density = self._actor.sample(condition, self._noise(batch.fields["plan"], rng))
             value = self._critics.online(condition, chunk).float().amin(dim=0).mean()
         loss = temperature * log_density.mean() - value
@@ -185,6 +188,7 @@ class Refiner:
         entropy = -log_density.detach().mean() / self._chunk_dim
         dual = self._log_temperature[0] * (entropy - config.target_entropy)
         descend(dual, self._log_temperature, self._optimizers["temperature"], config.max_gradient_norm)
+        follow(self._policy.actor, self._actor, config.target_rate * config.actor_every)
         # Means are over all updates of a row of metrics, and this one happens at every actor_every-th.
         found = {"actor_loss": loss.detach(), "entropy": entropy, "temperature": temperature}
         return {name: metric * config.actor_every for name, metric in found.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from robolearn.core.errors import RefusedError
@@ -21,6 +23,15 @@ def choose_device(name: str) -> torch.device:
     if name not in available:
         raise RefusedError(f"Device {name!r} is not available here. Available: {', '.join(available)}.")
     return torch.device("cuda", 0) if name == "cuda" else torch.device(name)
+
+
+@cache
+def multiplies_bf16(device_type: str) -> bool:
+    """Return whether ``cpu`` or ``cuda`` has instructions for products of bfloat16 numbers; without, they are the slow ones."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

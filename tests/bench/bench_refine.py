@@ -1,6 +1,7 @@
 """Speed of the online loop beside a plain one of stable-baselines3's kind; prints a Markdown table.
 
-    python tests/bench/bench_refine.py [--steps N] [--rounds N] [--task TASK]
+    robolearn bench refine [--steps N] [--rounds N] [--task TASK]
+    robolearn bench refine --updates [--device cuda] [--width 2048] [--steps N] [--rounds N]
 
 Wall clock of whole loops on Can (acting, stepping, learning), rounds of the candidates interleaved, medians; the machine must be
 quiet. All learn DSRL-NA with the released settings for Can (4 environments, chunks of 4, batch 256, 1.25 updates of critics and
@@ -10,6 +11,9 @@ that decodes in 4 steps: weights do not change how long a loop takes.
 - Ours: ``train.online.refine`` with ``refine.dsrl``, in fp32 and bf16; then at the ratio of ``configs/can_dsrl.yaml``.
 - Plain: what stable-baselines3's off-policy loop does, written here with the same nets: a numpy replay whose batches are copied
   to torch, one network after another per critic, targets followed parameter by parameter, environments stepped in between.
+
+``--updates`` measures updates alone, sampling included, of nets of 3 x WIDTH on one device: in fp32 and bf16, started kernel by
+kernel and, on a GPU, recorded as CUDA graphs.
 """
 
 import argparse
@@ -28,20 +32,37 @@ from robolearn.core.observation import flat_streams, select_observation
 from robolearn.core.protocols import Env
 from robolearn.core.types import ENVIRONMENT_STATE, STATE
 from robolearn.data.normalizer import Normalizer, Statistics
+from robolearn.data.replay_buffer import ReplayBuffer
 from robolearn.nets.actors import ActorConfig
 from robolearn.nets.critics import CriticConfig
 from robolearn.nets.denoisers import DenoiserConfig
 from robolearn.nets.mlp import MlpConfig
 from robolearn.policies import diffusion
 from robolearn.refine import dsrl
+from robolearn.refine.base import PRECISIONS, Precision
 from robolearn.train.metrics import read_metrics
 from robolearn.train.online import refine
 from robolearn.train.online_config import OnlineConfig
+from robolearn.train.refiner import Phase
 from sim_envs.task import EnvOptions, make_env
 
 LANES, CHUNK, BATCH, WIDTH = 4, 4, 256, 256
 RATIO = 1.25
 """Updates per control step: 20 per decision of 4 environments that act 4 steps each."""
+
+
+def released(width: int, *, precision: Precision = "fp32", cuda_graph: bool = False) -> dsrl.Config:
+    """Return DSRL-NA with the released settings, two critics and an actor of 3 x ``width``."""
+    return dsrl.Config(
+        actor=ActorConfig(octaves=0, width=width),
+        critic=CriticConfig(octaves=0, width=width),
+        gradient="distilled",
+        form="absolute",
+        actor_every=1,
+        outcome_weight=0.0,
+        precision=precision,
+        cuda_graph=cuda_graph,
+    )
 
 
 def untrained(env: Env) -> diffusion.Policy:
@@ -57,12 +78,11 @@ def untrained(env: Env) -> diffusion.Policy:
     return diffusion.Policy(config, spaces, normalizer).eval()
 
 
-def ours(task: str, steps: int, *, bf16: bool, recipe: bool) -> dict[str, float]:
+def ours(task: str, steps: int, *, precision: Precision, recipe: bool) -> dict[str, float]:
     """Return control steps per second behind the warm-up, and seconds of updates and of waiting for steps per control step."""
     env = make_env(task, EnvOptions(LANES))
-    actor, critic = ActorConfig(octaves=0), CriticConfig(octaves=0)
-    own = {} if recipe else {"gradient": "distilled", "form": "absolute", "actor_every": 1, "outcome_weight": 0.0}
-    config = dsrl.Config(actor=actor, critic=critic, bf16=bf16, **own)
+    own = dsrl.Config(actor=ActorConfig(octaves=0), critic=CriticConfig(octaves=0), precision=precision)
+    config = own if recipe else released(WIDTH, precision=precision)
     refiner = dsrl.Refiner(dsrl.refined_policy(untrained(env), config), config)
     warmup = 800
     online = OnlineConfig(
@@ -85,6 +105,31 @@ def ours(task: str, steps: int, *, bf16: bool, recipe: bool) -> dict[str, float]
         "update_s": statistics.fmean(row["time/update_s"] for row in rows) / made,
         "step_s": statistics.fmean(row["time/step_s"] for row in rows) / made,
     }
+
+
+def updates_per_s(task: str, device: str, config: dsrl.Config, updates: int) -> float:
+    """Return updates per second, each with the sampling of its batch, on a replay of random steps."""
+    env = make_env(task, EnvOptions(1))
+    refiner = dsrl.Refiner(dsrl.refined_policy(untrained(env).to(device), config), config)
+    action = env.spec.spaces.action_dim
+    dims = {"condition": refiner.policy().encoder.condition_dim, "action": action, "plan": action * refiner.plan_steps}
+    replay = ReplayBuffer(lanes=LANES, capacity=20_000, dims=dims, discount=refiner.discount, device=device)
+    rng = torch.Generator(device).manual_seed(0)
+    shape = (5_000, LANES)
+    fields = {k: torch.rand((*shape, d), generator=rng, device=device) * 2 - 1 for k, d in dims.items()}
+    ended = (torch.arange(shape[0], device=device) % 100 == 99)[:, None].expand(shape).contiguous()
+    replay.fill(fields, reward=ended.float(), terminated=ended, ended=ended)
+
+    def learn(count: int) -> None:
+        for _ in range(count):
+            batch = replay.sample(BATCH, steps=refiner.window_steps, rng=rng)
+            metrics = refiner.update(batch, rng, Phase(actor=True))
+        float(metrics["loss"])  # waits for the device
+
+    learn(max(12, updates // 10))
+    begun = time.perf_counter()
+    learn(updates)
+    return updates / (time.perf_counter() - begun)
 
 
 def mlp(dim_in: int, dim_out: int) -> nn.Sequential:
@@ -209,20 +254,52 @@ class PlainLoop:
         return steps / (time.perf_counter() - begun)
 
 
+def compare_updates(args: argparse.Namespace) -> None:
+    """Measure updates alone and print."""
+    ways = {
+        f"{precision}, {'recorded' if graph else 'kernel by kernel'}": released(args.width, precision=precision, cuda_graph=graph)
+        for graph in ((False, True) if args.device.startswith("cuda") else (False,))
+        for precision in PRECISIONS[:2]
+    }
+    measured: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(args.rounds):
+        for way, config in ways.items():
+            measured[way].append(updates_per_s(args.task, args.device, config, args.steps))
+    print(f"| 3 x {args.width}, {args.device} | updates/s |")
+    print("|---|---|")
+    for way, rates in measured.items():
+        print(f"| {way} | {statistics.median(rates):.1f} |")
+
+
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=800)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=800, help="control steps, or updates")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--task", default="can")
+    parser.add_argument("--updates", action="store_true", help="measure updates alone")
+    parser.add_argument("--device", default="cpu", help="of --updates")
+    parser.add_argument("--width", type=int, default=WIDTH, help="of --updates")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    candidates = {"ours, fp32": (False, False), "ours, bf16": (True, False), "ours, can_dsrl.yaml": (True, True)}
+    if args.updates:
+        compare_updates(args)
+    else:
+        compare_loops(args)
+
+
+def compare_loops(args: argparse.Namespace) -> None:
+    """Measure whole loops and print."""
+    candidates: dict[str, tuple[Precision, bool]] = {
+        "ours, fp32": ("fp32", False),
+        "ours, bf16": ("bf16", False),
+        "ours, can_dsrl.yaml": ("auto", True),
+    }
     measured: dict[str, list[dict[str, float]]] = {}
     for _ in range(args.rounds):
         measured.setdefault("plain", []).append({"rate": PlainLoop(args.task).rate(args.steps)})
-        for name, (bf16, recipe) in candidates.items():
-            measured.setdefault(name, []).append(ours(args.task, args.steps, bf16=bf16, recipe=recipe))
+        for name, (precision, recipe) in candidates.items():
+            measured.setdefault(name, []).append(ours(args.task, args.steps, precision=precision, recipe=recipe))
     print("| loop | control steps/s | against plain | updates [ms per step] | acting, waiting [ms per step] |")
     print("|---|---|---|---|---|")
     plain = statistics.median(row["rate"] for row in measured["plain"])

@@ -20,7 +20,8 @@ from robolearn.nets.mlp import MlpConfig
 from robolearn.policies import chunk_bc, diffusion
 from robolearn.policies.loading import load_policy, save_policy
 from robolearn.refine import config_class, method, method_names
-from robolearn.refine.base import weights_hash
+from robolearn.refine.base import LearnerConfig, weights_hash
+from robolearn.refine.recorded import RECORDERS
 from robolearn.train.lanes import Lanes
 from robolearn.train.refiner import ObservingRefiner, Phase, ReplayRefiner
 
@@ -80,11 +81,11 @@ class TenStepEnv:
         return {k: self.rng.normal(0, 1, (self.num_envs, *f.shape)).astype(np.float32) for k, f in SPACES.observation.items()}
 
 
-def make(name):
+def make(name, **settings):
     """A method's refiner on a small base, and that base."""
     base, chosen = make_base(), config_class(name)
     own = {} if hasattr(method(name).Refiner, "update") else BRIEF
-    config = chosen(**{k: v for k, v in own.items() if k in {f.name for f in fields(chosen)}})
+    config = chosen(**{k: v for k, v in own.items() if k in {f.name for f in fields(chosen)}}, **settings)
     torch.manual_seed(1)
     return method(name).Refiner(method(name).refined_policy(base, config), config), base
 
@@ -156,6 +157,33 @@ def test_an_update_from_replay_never_makes_the_host_wait(name, actor, monkeypatc
         with NoWaiting():
             batch = sample_mixed(made, demos, 8, 32, steps=refiner.window_steps, rng=rng)
             refiner.update(batch, rng, Phase(actor=actor))
+
+
+@pytest.mark.parametrize("actor", [False, True])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [*((name, {}) for name in method_names()), ("dsrl", {"gradient": "distilled", "form": "absolute"})],
+    ids=lambda given: given if isinstance(given, str) else "-".join(given.values()),
+)
+def test_recorded_updates_are_the_updates(name, settings, actor, monkeypatch):
+    class Repeats:
+        """Calls an update again on the memory of its first call, which is what a CUDA graph does with its kernels."""
+
+        def warm_up(self, update):
+            return update()
+
+        def record(self, update, rng):
+            return update
+
+    monkeypatch.setitem(RECORDERS, "cpu", Repeats())
+    if not issubclass(config_class(name), LearnerConfig):
+        pytest.skip("learns from no replay")
+    (plain, _), (recorded, _) = make(name, **settings), make(name, **settings, cuda_graph=True)
+    metrics = {key: float(value) for key, value in learn(plain, actor=actor, updates=16).items()}
+    assert {key: float(value) for key, value in learn(recorded, actor=actor, updates=16).items()} == metrics
+    after = recorded.tensors() | recorded.policy().state_dict()
+    for key, value in (plain.tensors() | plain.policy().state_dict()).items():
+        assert torch.equal(after[key], value), key
 
 
 @every_method
@@ -334,7 +362,7 @@ def test_settings_that_mean_nothing_are_refused(name, settings, named):
         {"form": "absolute", "soft_backup": True, "value_range": None, "gradient": "distilled"},
         {"gradient": "distilled"},
         {"repeat": True},
-        {"form": "absolute", "repeat": True, "bf16": True},
+        {"form": "absolute", "repeat": True, "precision": "bf16"},
     ],
     ids=lambda s: "-".join(map(str, s)),
 )
