@@ -23,8 +23,8 @@ Update = Callable[..., Metrics]
 class Recorder(Protocol):
     """How updates are recorded on one type of device."""
 
-    def warm_up(self, update: Callable[[], Metrics]) -> Metrics:
-        """Make an update as it is, in the way that a recording demands of those before it."""
+    def warm_up(self, update: Callable[[], Metrics], rng: torch.Generator) -> Metrics:
+        """Make an update, which draws from ``rng``, as it is, in the way that a recording demands of those before it."""
 
     def record(self, update: Callable[[], Metrics], rng: torch.Generator) -> Callable[[], Metrics]:
         """Return what makes the update whenever it is called, on the same memory; recording it makes none."""
@@ -33,9 +33,9 @@ class Recorder(Protocol):
 class CudaGraphs:
     """Records CUDA graphs. Draws stay functions of the generator's seed: a graph reads seed and offset at every replay."""
 
-    def warm_up(self, update: Callable[[], Metrics]) -> Metrics:
+    def warm_up(self, update: Callable[[], Metrics], rng: torch.Generator) -> Metrics:
         """See :class:`Recorder`; work before a recording has to run on another stream than the default one."""
-        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        current, aside = torch.cuda.current_stream(rng.device), torch.cuda.Stream(rng.device)
         aside.wait_stream(current)
         with torch.cuda.stream(aside):
             metrics = update()
@@ -47,7 +47,7 @@ class CudaGraphs:
         graph: Any = torch.cuda.CUDAGraph()
         graph.register_generator_state(rng)
         # The environments' thread asks the policy meanwhile: its calls are its own affair.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.device(rng.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             metrics = update()
 
         def replay() -> Metrics:
@@ -98,7 +98,7 @@ class RecordedUpdate:
         made = self._made.get(kind, 0)
         if made < WARM_UPS:
             self._made[kind] = made + 1
-            return self._recorder.warm_up(lambda: self._update(own, rng, *kind))
+            return self._recorder.warm_up(lambda: self._update(own, rng, *kind), rng)
         if kind not in self._replays:
             self._replays[kind] = self._recorder.record(lambda: self._update(own, rng, *kind), rng)
         return self._replays[kind]()

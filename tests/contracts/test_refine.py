@@ -169,7 +169,7 @@ def test_recorded_updates_are_the_updates(name, settings, actor, monkeypatch):
     class Repeats:
         """Calls an update again on the memory of its first call, which is what a CUDA graph does with its kernels."""
 
-        def warm_up(self, update):
+        def warm_up(self, update, rng):
             return update()
 
         def record(self, update, rng):
