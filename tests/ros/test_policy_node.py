@@ -216,11 +216,11 @@ def test_a_slow_policy_corrects_every_step_while_it_decides(client: Client, doma
         for name in ("beside", "between"):
             assert client.trigger(f"{name}/start")[0]
         end = client.every(0.05, sensors.send)
-        wait_until(lambda: client.count("between", "chunks") >= 60, timeout_s=60, what=f"chunks; {running.tail('between')}")
+        wait_until(lambda: client.count("between", "chunks") >= 40, timeout_s=60, what=f"chunks; {running.tail('between')}")
         end()
         time.sleep(1.2)  # the diagnostics' period
         assert float(client.says("beside", "decision p50 [ms]")) > 50, "a decision must take longer than a control step here"
         # How many steps a decision takes depends on the machine; that they are answered meanwhile does not.
-        assert client.count("beside", "steps answered while deciding") >= 3
+        assert client.count("beside", "steps answered while deciding") >= 2
         assert client.count("between", "steps answered while deciding") == 0
         assert client.count("beside", "frames_refused") == 0
