@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from robolearn.core.config import load, variant
 from robolearn.core.errors import RefusedError
+from robolearn.core.seeding import ONLINE_SEED_BLOCK, SEEDS_PER_RUN
 from robolearn.train.config import TrainConfig
 
 
@@ -104,6 +105,10 @@ class EvaluateRecipe:
     checkpoint_episodes: int = 0
     """Episodes, on validation seeds, by which the best checkpoint is chosen; 0 takes the last checkpoint."""
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise RefusedError(f"evaluate.seed={self.seed} must not be negative: the initial states below are not the test's.")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -121,6 +126,11 @@ class Recipe:
         if self.data.episodes < 2 and self.data.episodes != 0:
             raise RefusedError(
                 f"data.episodes={self.data.episodes} must be at least 2 (one to learn from, one to hold out), or 0 for all."
+            )
+        if not 0 <= self.data.seed <= ONLINE_SEED_BLOCK - SEEDS_PER_RUN:
+            raise RefusedError(
+                f"data.seed={self.data.seed} must lie in [0, {ONLINE_SEED_BLOCK - SEEDS_PER_RUN}]: "
+                "the initial states above belong to refinement, validation and tests."
             )
         if not 0 <= self.data.quality <= 1:
             raise RefusedError(f"data.quality={self.data.quality} must lie in [0, 1].")

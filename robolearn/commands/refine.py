@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import Console
 
 from robolearn.commands.recipe import EnvRecipe, EvaluateRecipe, Recipe
+from robolearn.commands.same_recipe import FREE, require_same_recipe
 from robolearn.commands.simulation import make_recipe_env, rollout_config
-from robolearn.commands.train import PROVENANCE_FILE, RECIPE_FILE
+from robolearn.commands.train import PROVENANCE_FILE, RECIPE_FILE, read_provenance
 from robolearn.core.config import load, to_yaml, variant
 from robolearn.core.errors import RefusedError
 from robolearn.core.run import create_run_dir, provenance, write_json
@@ -32,6 +33,8 @@ from robolearn.train.online import OnlineResult
 from robolearn.train.online import refine as run_online
 from robolearn.train.online_config import OnlineConfig
 from robolearn.train.refiner import ObservingRefiner, ReplayRefiner
+
+REFINE_FILE = "refine.yaml"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,18 @@ class RefineRecipe:
     """``auto``, ``cpu`` or ``cuda``."""
     validation_episodes: int = 50
     """Episodes, on validation seeds, of each evaluation during the run; 0 evaluates nothing."""
+
+    def __post_init__(self) -> None:
+        judged, valued = self.evaluate, getattr(getattr(self.method, "config", None), "chunk_steps", None)
+        if valued is not None and valued != judged.exec_horizon:
+            raise RefusedError(
+                f"method.chunk_steps={valued} must equal evaluate.exec_horizon={judged.exec_horizon}: what is valued is executed."
+            )
+        if judged.delay_steps or judged.delay_jitter or judged.temporal_overlap or judged.continuation != "switch":
+            raise RefusedError(
+                "A refinement acts without delays and switches chunks: leave evaluate.delay_steps, delay_jitter, continuation "
+                "and temporal_overlap as they are and give them to `robolearn evaluate` afterwards."
+            )
 
 
 def load_refine_recipe(file: Path | None, overrides: list[str]) -> RefineRecipe:
@@ -115,14 +130,18 @@ def refine_recipe(recipe: RefineRecipe, *, resume: bool = False, console: Consol
         torch.manual_seed(int(generator(recipe.online.seed, "weights").integers(2**62)))
         policy = chosen.refined_policy(base, config)
         refiner = chosen.Refiner(policy, config)
-    demos = _demos(recipe, base, refiner)
+    store = _store(recipe)
+    demos = _demos(recipe, store, base, refiner) if store is not None else None
     base_hash = weights_hash(base)
     record = provenance(seed=recipe.online.seed, device=device) | {"base": str(checkpoint), "base_hash": base_hash}
+    record["demonstrations"] = store.checksum() if store is not None else None
     run_dir = Path(recipe.run_dir)
     create_run_dir(run_dir, resume=resume)
-    if not resume:
+    if resume:
+        _require_same_run(recipe, run_dir, record)
+    else:
         (run_dir / RECIPE_FILE).write_text(to_yaml(_as_recipe(recipe)), encoding="utf-8")
-        (run_dir / "refine.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+        (run_dir / REFINE_FILE).write_text(to_yaml(recipe), encoding="utf-8")
         write_json(run_dir / PROVENANCE_FILE, record)
     result = run_online(
         env,
@@ -145,8 +164,21 @@ def _as_recipe(recipe: RefineRecipe) -> Recipe:
     return Recipe(run_dir=recipe.run_dir, env=recipe.env, evaluate=recipe.evaluate)
 
 
-def _demos(recipe: RefineRecipe, base: Any, refiner: Any) -> ReplayBuffer | None:
-    """Return the demonstrations in replay form; a method that keeps its own memory is given them as they are."""
+def _require_same_run(recipe: RefineRecipe, run_dir: Path, record: Mapping[str, object]) -> None:
+    """Refuse to continue a run with other settings or demonstrations; only its length may change."""
+    if not (run_dir / REFINE_FILE).exists():
+        return  # it holds no run, which the loop says
+    made = load(RefineRecipe, file=run_dir / REFINE_FILE)
+    require_same_recipe(run_dir, made, recipe, free=FREE | {"online.env_steps"})
+    before = read_provenance(run_dir).get("demonstrations")
+    if before != record["demonstrations"]:
+        raise RefusedError(
+            f"{run_dir} learned from demonstrations {before}; {recipe.demos.path!r} now holds {record['demonstrations']}."
+        )
+
+
+def _store(recipe: RefineRecipe) -> EpisodeStore | None:
+    """Return the demonstrations that the recipe asks for."""
     if not recipe.demos.path:
         return None
     if not recipe.method.config.uses_demonstrations:
@@ -156,7 +188,11 @@ def _demos(recipe: RefineRecipe, base: Any, refiner: Any) -> ReplayBuffer | None
     path = Path(recipe.demos.path)
     if not (path / "store.json").exists():
         raise RefusedError(f"No episode store at {path}; collect demonstrations first or set demos.path to nothing.")
-    store = EpisodeStore.open(path, task=recipe.env.task, fidelity=recipe.env.fidelity)
+    return EpisodeStore.open(path, task=recipe.env.task, fidelity=recipe.env.fidelity)
+
+
+def _demos(recipe: RefineRecipe, store: EpisodeStore, base: Any, refiner: Any) -> ReplayBuffer | None:
+    """Return the demonstrations in replay form; a method that keeps its own memory is given them as they are."""
     episodes = select_episodes(store, successes_only=recipe.demos.successes_only, limit=recipe.demos.episodes or None)
     if isinstance(refiner, ObservingRefiner):
         require_compatible(base.spaces, store.header.spaces, what=f"demonstrations of {store.path}")

@@ -198,7 +198,7 @@ def write_table(plan: Plan) -> None:
         cells = []
         for name, runs in plan.cells.items():
             outcomes = tuple(outcome(run, hashes[(run.below or plan.base).name]) for run in runs)
-            cells.append(CellOutcome(name, outcomes, plan.left_out[name]))
+            cells.append(CellOutcome(name, outcomes, plan.left_out[name], any(run.below for run in runs)))
         shown = TableOutcome(plan.title, plan.command, outcome(plan.base), tuple(cells), plan.goal)
         write_curves(shown, plan.out / CURVES_FILE)
         write_json(plan.out / NUMBERS_FILE, shown.to_json())

@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import gc
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from rich.console import Console
 
 from robolearn.commands.collect import collect_demonstrations
 from robolearn.commands.evaluate import evaluate
 from robolearn.commands.recipe import Recipe, load_recipe
-from robolearn.commands.refine import RefineRecipe, load_refine_recipe, refine_recipe
+from robolearn.commands.refine import REFINE_FILE, RefineRecipe, load_refine_recipe, refine_recipe
+from robolearn.commands.same_recipe import require_same_recipe
 from robolearn.commands.simulation import rollout_config
 from robolearn.commands.train import PROVENANCE_FILE, RECIPE_FILE, read_provenance, train_recipe
 from robolearn.core.config import load
 from robolearn.core.errors import RefusedError
 from robolearn.core.seeding import TEST_SEED_BLOCK
 from robolearn.evaluate.curves import RunCurve
-from robolearn.evaluate.result import EVALUATION_FILE, EvaluationResult
+from robolearn.evaluate.result import EVALUATION_FILE, EvaluationResult, RolloutConfig
 from robolearn.evaluate.table import RunOutcome
 from robolearn.policies.loading import load_policy
 from robolearn.refine.base import weights_hash
 from robolearn.train.checkpoint import CheckpointFolder, find_checkpoint
-from robolearn.train.config import FREE_ON_RESUME
 from robolearn.train.divergence import DIVERGED_FOLDER
+from robolearn.train.evaluations import Evaluations
 
 type Command = Literal["refine", "train"]
-
-REFINE_FILE = "refine.yaml"
-_FREE = {"run_dir", "base", "device", "env.num_threads", "evaluate.episodes", "online.threads", "online.tensorboard"}
-_FREE |= {"online.keep_checkpoints", *(f"train.{name}" for name in FREE_ON_RESUME)}
-"""Settings that do not decide what is learned; the base is held to its hash instead of its path."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +102,16 @@ def progress(run: Run, base_hash: str | None = None) -> Progress:
     step = max(CheckpointFolder(folder / "checkpoints").steps(), default=0)
     if any((folder / DIVERGED_FOLDER).glob("*")):
         return Progress("diverged", step, last_step)
-    if step < last_step:
+    if step < last_step or not _judged(folder, recipe, step):
         return Progress("begun", step, last_step)
     return Progress("learned" if test_result(run) is None else "done", step, last_step)
+
+
+def _judged(folder: Path, recipe: Recipe | RefineRecipe, step: int) -> bool:
+    """Return whether the last checkpoint was evaluated where the recipe asks for that; resuming makes up for it."""
+    if isinstance(recipe, RefineRecipe):
+        return not recipe.validation_episodes or any(row["env_steps"] == step for row in Evaluations(folder).rows(step))
+    return not recipe.evaluate.checkpoint_episodes or step in CheckpointFolder(folder / "checkpoints").scores()
 
 
 def advance(run: Run, console: Console, base_hash: str | None = None) -> None:
@@ -165,18 +167,30 @@ def test_result(run: Run) -> EvaluationResult | None:
     judged = recipe.evaluate
     seeds = tuple(TEST_SEED_BLOCK + judged.seed + i for i in range(judged.episodes))
     wanted = rollout_config(Recipe(evaluate=judged))
+
+    def settings_of(config: RolloutConfig) -> tuple[str, ...]:
+        executor = config.executor
+        delay = f"delay_steps {config.delay_steps}+{config.delay_jitter}"
+        overlap = ("temporal_overlap",) if executor.temporal_overlap else ()
+        return (
+            f"exec_horizon {executor.exec_horizon}",
+            f"policy_seed {config.policy_seed}",
+            delay,
+            executor.continuation,
+            *overlap,
+        )
+
     checkpoint = Path(str(result.provenance.get("checkpoint"))).name
     own = find_checkpoint(folder).name
     faults = {
         f"{len(result.seeds)} episodes from seed {min(result.seeds)}": result.seeds == seeds,
-        f"exec_horizon {result.config.executor.exec_horizon}, policy_seed {result.config.policy_seed}": (
-            (result.config.executor, result.config.policy_seed) == (wanted.executor, wanted.policy_seed)
+        ", ".join(settings_of(result.config)): (
+            replace(result.config, timed_decisions=wanted.timed_decisions, timing_budget_s=wanted.timing_budget_s) == wanted
         ),
         f"checkpoint {checkpoint}": checkpoint == own,
     }
     if wrong := [fault for fault, right in faults.items() if not right]:
-        settings = f"exec_horizon {judged.exec_horizon}, policy_seed {judged.policy_seed}, checkpoint {own}"
-        wanted_words = f"{len(seeds)} episodes from seed {seeds[0]}, {settings}"
+        wanted_words = ", ".join((f"{len(seeds)} episodes from seed {seeds[0]}", *settings_of(wanted), f"checkpoint {own}"))
         raise RefusedError(f"{folder / 'evaluation'} is of {', '.join(wrong)}; the table wants {wanted_words}. Move it away.")
     return result.described(policy=run.name, provenance=result.provenance)
 
@@ -242,26 +256,10 @@ def _described(folder: Path, run: Run) -> bool:
 
 def _require_same_settings(folder: Path, run: Run, recipe: Recipe | RefineRecipe) -> None:
     file = folder / (REFINE_FILE if run.command == "refine" else RECIPE_FILE)
-    there, wanted = _flat(_settings(run.command, file, file.stat().st_mtime_ns)), _flat(recipe)
-    names = [name for name in sorted(there.keys() | wanted.keys()) if name not in _FREE and there.get(name) != wanted.get(name)]
-    if names:
-        differ = "; ".join(f"{name} is {there.get(name)} there, {wanted.get(name)} here" for name in names)
-        raise RefusedError(f"{folder} was made with other settings: {differ}. Move it away, or change the recipe back.")
+    require_same_recipe(folder, _settings(run.command, file, file.stat().st_mtime_ns), recipe)
 
 
 @cache
 def _settings(command: Command, file: Path, modified_ns: int) -> Recipe | RefineRecipe:
     """Return what a run folder's description says; a table looks at the same ones again and again."""
     return load(RefineRecipe, file=file) if command == "refine" else load(Recipe, file=file)
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, object]:
-    """Return the dotted names of a recipe's settings with their values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    flat: dict[str, object] = {}
-    for name, inner in value.items():
-        flat |= _flat(inner, f"{prefix}.{name}" if prefix else str(name))
-    return flat

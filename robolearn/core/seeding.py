@@ -15,10 +15,25 @@ TRAIN_SEED_BLOCK = 0
 """Initial states of demonstrations start at this seed."""
 ONLINE_SEED_BLOCK = 10_000_000
 """Initial states met by online refinement."""
+SEEDS_PER_RUN = 1_000_000
+"""Seeds of one online run: run ``seed`` has those from ``ONLINE_SEED_BLOCK + seed SEEDS_PER_RUN`` on."""
 VALIDATION_SEED_BLOCK = 50_000_000
 """Initial states used to choose a checkpoint."""
 TEST_SEED_BLOCK = 100_000_000
 """Initial states of reported evaluations; never used to choose anything."""
+
+
+def first_online_seed(seed: int) -> int:
+    """Return the first initial state of the online run with this seed.
+
+    Raises:
+        RefusedError: its initial states would be those of validation or test.
+    """
+    first = ONLINE_SEED_BLOCK + seed * SEEDS_PER_RUN
+    if first in (VALIDATION_SEED_BLOCK, TEST_SEED_BLOCK):
+        block = "validation" if first == VALIDATION_SEED_BLOCK else "test"
+        raise RefusedError(f"{seed=} would train on the initial states of the {block} episodes, from {first} on; take another.")
+    return first
 
 
 def generator(seed: int, *names: str | int) -> np.random.Generator:

@@ -99,6 +99,10 @@ class ReplayBuffer:
         """Return the number of rows held."""
         return min(self._written, self.slabs) * self.lanes
 
+    def holds(self, steps: int) -> bool:
+        """Return whether windows of ``steps`` control steps can be drawn."""
+        return min(self._written, self.slabs) >= steps + 2
+
     @property
     def device(self) -> torch.device:
         """Where the rows live."""
@@ -188,7 +192,7 @@ class ReplayBuffer:
             RefusedError: the buffer holds fewer than ``steps`` + 2 steps.
         """
         filled = min(self._written, self.slabs)
-        if filled < steps + 2:
+        if not self.holds(steps):
             raise RefusedError(f"The replay buffer holds {filled} steps; windows of {steps} need {steps + 2}.")
         oldest = self._written - filled
         # The newest slab has no successor yet, so starts stop before it; the window below may still end on it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -188,22 +188,31 @@ def compare_sequentially(
         for start in range(0, len(seeds), env.num_envs):
             block = seeds[start : start + env.num_envs]
             timed = config if start == 0 else replace(config, timed_decisions=0)
+            made: dict[str, EvaluationResult] = {}
             for name in order:
-                if _signal(guard, parts) is None:
-                    parts[name].append(evaluate(env, policies[name], block, timed, progress=progress))
-            if (signal_number := _signal(guard, parts)) is not None and not all(parts.values()):
-                raise Interrupted(signal_number)
+                if _signal(guard, made) is None:
+                    made[name] = evaluate(env, policies[name], block, timed, progress=progress)
             order.reverse()
-            _add_pairs(test, *(results[-1] for results in parts.values()))
+            signal_number = _signal(guard, made)
+            whole = len(made) == len(parts) and not any(result.partial for result in made.values())
+            # The episodes that had ended when a signal came are the short ones, most of them successes: they make no pairs.
+            if not whole and parts[order[0]]:
+                break
+            if len(made) < len(parts):
+                raise Interrupted(cast(int, signal_number))
+            for name, result in made.items():
+                parts[name].append(result)
+            if whole:
+                _add_pairs(test, *(results[-1] for results in parts.values()))
             if test.decided or signal_number is not None:
                 break
     first, second = (joined(results).described(policy=name, provenance={}) for name, results in parts.items())
-    return SequentialComparison(results=(first, second), test=test, interrupted_by=_signal(guard, parts))
+    return SequentialComparison(results=(first, second), test=test, interrupted_by=signal_number)
 
 
-def _signal(guard: InterruptGuard, parts: Mapping[str, Sequence[EvaluationResult]]) -> int | None:
-    """Return the signal that arrived between or during the blocks, if any."""
-    during = [r.interrupted_by for results in parts.values() for r in results if r.interrupted_by is not None]
+def _signal(guard: InterruptGuard, made: Mapping[str, EvaluationResult]) -> int | None:
+    """Return the signal that arrived before or during a block, if any."""
+    during = [result.interrupted_by for result in made.values() if result.interrupted_by is not None]
     return guard.signal_number if not during else during[0]
 
 
@@ -224,6 +233,11 @@ def _require_comparable(results: Sequence[EvaluationResult]) -> None:
     names = [r.policy for r in results]
     if len(results) < 2 or len(set(names)) != len(names):
         raise RefusedError(f"A comparison needs at least two policies with different names, got {names}.")
+    for result in results:
+        if result.partial:
+            # Those that had ended when a signal came are the short ones, most of them successes.
+            made = f"{len(result.episodes)} of {result.seeds_asked} episodes"
+            raise RefusedError(f"{result.policy}: {made}; the evaluation was interrupted, make it again.")
     for result in results[1:]:
         for name in ("task", "fidelity", "robot", "max_episode_steps", "control_rate_hz"):
             ours, theirs = getattr(results[0], name), getattr(result, name)

@@ -44,7 +44,9 @@ def write_curves(table: TableOutcome, file: Path) -> bool:
             (left, "control steps, warm-up included"),
             (right, "minutes of stepping and learning"),
         ):
-            axes.axhline(base, color=INK, lw=1.2, ls=(0, (5, 3)), zorder=2, label=f"base, {base:.2f}" if axes is left else None)
+            if base is not None:
+                label = f"base, {base:.2f}" if axes is left else None
+                axes.axhline(base, color=INK, lw=1.2, ls=(0, (5, 3)), zorder=2, label=label)
             axes.set_xlabel(name, color=INK, fontsize=10)
             axes.grid(axis="both")
             axes.set_ylim(-0.02, 1.02)
@@ -77,6 +79,9 @@ def _label(name: str, curve: CellCurve) -> str:
     return f"{name}, {curve.runs} seeds" if curve.band == "runs" else f"{name}, 1 seed (dotted: episodes)"
 
 
-def _base_rate(table: TableOutcome) -> float:
-    curves: Sequence = [curve for cell in table.cells for curve in cell.curve_runs]
+def _base_rate(table: TableOutcome) -> float | None:
+    """Return the base's success; a cell on top of another one begins with that one's. None where all do."""
+    curves: Sequence = [curve for cell in table.cells if not cell.stacked for curve in cell.curve_runs]
+    if not curves:
+        return None
     return sum(curve.successes[0] for curve in curves) / sum(curve.episodes[0] for curve in curves)

@@ -80,6 +80,8 @@ class CellOutcome:
     runs: tuple[RunOutcome, ...]
     left_out: tuple[int, ...] = ()
     """Seeds of the protocol that this cell does not run."""
+    stacked: bool = False
+    """Whether its runs refine another cell's and not the base."""
 
     @property
     def finished(self) -> list[RunOutcome]:
@@ -94,7 +96,7 @@ class CellOutcome:
 
     @property
     def dip_depth(self) -> float | None:
-        """How far the worst run, finished or not, ever fell below the base; None where no run was evaluated on its way."""
+        """How far the worst run, finished or not, ever fell below what it refines; None where no run was evaluated on its way."""
         return max((run.curve.dip_depth for run in self.runs if run.curve and run.curve.env_steps), default=None)
 
     def curve(self) -> CellCurve | None:

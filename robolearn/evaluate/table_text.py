@@ -26,8 +26,8 @@ Solved: test episodes on the same fixed initial states for every row. Rate: all 
 interval, which takes episodes as independent and says nothing about other training seeds. IQM: interquartile mean of the seeds'
 success rates (of fewer than four seeds the plain mean) with a stratified bootstrap over seeds (Agarwal et al. 2021). Minus
 base: Newcombe's paired interval for one seed, a bootstrap over seeds and initial states for several; p: exact McNemar for that
-run alone. Deepest dip: how far any seed ever fell below the base on validation episodes. Control steps include the warm-up;
-minutes and steps/s are the loop's, without evaluations."""
+run alone. Deepest dip: how far any seed ever fell below what it refines, the base or another cell's run, on validation episodes.
+Control steps include the warm-up; minutes and steps/s are the loop's, without evaluations."""
 
 
 def markdown(table: TableOutcome) -> str:

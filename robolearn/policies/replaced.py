@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robolearn.core.config import variant
 from robolearn.core.errors import RefusedError
-from robolearn.core.protocols import RandomSource
+from robolearn.core.protocols import CorrectingPolicy, RandomSource
 from robolearn.core.types import ActionChunk, Observation, Spaces
 from robolearn.data.normalizer import Normalizer
 from robolearn.nets.actors import ActorConfig, TanhGaussian, make_actor
@@ -48,6 +48,10 @@ class Policy(RefinedPolicy):
 
     def __init__(self, config: Config, spaces: Spaces, normalizer: Normalizer) -> None:
         super().__init__(config, spaces, normalizer)
+        if isinstance(self.base, CorrectingPolicy):
+            raise RefusedError(
+                f"Policy {config.base.name!r} corrects every action, which an actor in its place would not; refine its base."
+            )
         if config.chunk_steps > self.pred_horizon:
             raise RefusedError(f"chunk_steps={config.chunk_steps} must not exceed {self.pred_horizon}, the base's pred_horizon.")
         dim_out = config.chunk_steps * spaces.action_dim

@@ -48,7 +48,7 @@ class Policy(RefinedPolicy):
     Attributes:
         latent_dim: elements that the actor chooses.
         steered: () bool; until it is set the latent noise is the base's own, so that the policy equals its base exactly.
-        reach: () share of the bound that an anchored shift may use; grows while the actor learns.
+        reach: () share of the bound that an anchored shift may use, and grows as the actor learns; the absolute form has none.
     """
 
     steered: Tensor
@@ -66,7 +66,8 @@ class Policy(RefinedPolicy):
         else:
             self.actor = TanhGaussian(make_actor(self.encoder, 0, 2 * self.latent_dim, config.actor), config.bound)
         self.register_buffer("steered", torch.tensor(False))
-        self.register_buffer("reach", torch.tensor(1.0))
+        if config.form == "anchored":
+            self.register_buffer("reach", torch.tensor(1.0))
         if hasattr(self.base, "continue_latent"):
             self.continue_chunk = self._continue_chunk
 

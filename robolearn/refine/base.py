@@ -64,6 +64,10 @@ class LearnerConfig:
             raise RefusedError(f"window_steps={self.window_steps} must be >= 1 and discount={self.discount} in (0, 1).")
         if not 0 <= self.outcome_weight <= 1:
             raise RefusedError(f"outcome_weight={self.outcome_weight} must lie in [0, 1].")
+        if self.critic.members < 2:
+            raise RefusedError(
+                f"critic.members={self.critic.members} must be >= 2: how far critics disagree is asked everywhere."
+            )
         if self.precision not in PRECISIONS:
             raise RefusedError(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}.")
 
@@ -205,6 +209,7 @@ def descend(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, m
         parameter.grad = gradient
     nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()
+    #X torch.autograd.graph.increment_version(parameters)  # a fused step does not say that it wrote
 
 
 def module_tensors(modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ class Config(LearnerConfig):
 class Refiner:
     """Learns the critics of a :class:`robolearn.policies.selected.Policy`; its slow copy chooses and is the target."""
 
-    latent_size = 0
+    latent_size, ramps = 0, True
 
     def __init__(self, policy: selected.Policy, config: Config) -> None:
         self._policy, self._config = policy, config

@@ -151,7 +151,7 @@ class SearchBehaviour(Behaviour):
 class Refiner:
     """Searches the constant of a :class:`robolearn.policies.constant_latent.Policy`."""
 
-    plan_steps, latent_size = 1, 0
+    plan_steps, latent_size, ramps = 1, 0, False
 
     def __init__(self, policy: constant_latent.Policy, config: Config) -> None:
         self._policy = policy

@@ -167,6 +167,7 @@ class Refiner:
         self.window_steps, self.discount, self.plan_steps = config.window_steps, config.discount, config.chunk_steps
         latent_size = math.prod(policy.latent_shape)
         self.latent_size = latent_size if config.gradient == "latent" else 0
+        self.ramps = config.form == "anchored"
         device = policy.device
         self._actor = copy.deepcopy(policy.actor).requires_grad_(True)
         policy.actor.requires_grad_(False)

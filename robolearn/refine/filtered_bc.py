@@ -46,7 +46,7 @@ class Config(CloningConfig):
 class Refiner:
     """Trains the copy inside a :class:`robolearn.policies.tuned.Policy`."""
 
-    plan_steps, latent_size = 1, 0
+    plan_steps, latent_size, ramps = 1, 0, False
 
     def __init__(self, policy: tuned.Policy, config: Config) -> None:
         self._policy, self._config = policy, config

@@ -47,7 +47,8 @@ class CudaGraphs:
         graph: Any = torch.cuda.CUDAGraph()
         graph.register_generator_state(rng)
         # The environments' thread asks the policy meanwhile: its calls are its own affair.
-        with torch.cuda.device(rng.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        aside = torch.cuda.Stream(rng.device)
+        with torch.cuda.device(rng.device), torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
             metrics = update()
 
         def replay() -> Metrics:

@@ -117,7 +117,7 @@ class ResidualBehaviour(Behaviour):
 class Refiner:
     """Learns the residual of a :class:`robolearn.policies.corrected.Policy`."""
 
-    plan_steps, latent_size = 1, 0
+    plan_steps, latent_size, ramps = 1, 0, True
 
     def __init__(self, policy: corrected.Policy, config: Config) -> None:
         self._policy, self._config = policy, config

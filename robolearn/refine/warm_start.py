@@ -108,7 +108,7 @@ class ActorBehaviour(Behaviour):
 class Refiner:
     """Learns the actor of a :class:`robolearn.policies.replaced.Policy`."""
 
-    latent_size = 0
+    latent_size, ramps = 0, False
 
     def __init__(self, policy: replaced.Policy, config: Config) -> None:
         self._policy, self._config = policy, config

@@ -13,15 +13,12 @@ from torch import Tensor
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.protocols import Env
-from robolearn.core.seeding import ONLINE_SEED_BLOCK, generator
+from robolearn.core.seeding import first_online_seed, generator
 from robolearn.core.types import Array, Observation, Step, require_compatible
 from robolearn.data.replay_buffer import ACTION, CONDITION, LATENT, PLAN, SINCE_DECISION
 from robolearn.deploy.executor import ChunkExecutor, ExecutorConfig
 from robolearn.deploy.limits import SafetyLimits
 from robolearn.deploy.safety import SafetyFilter
-
-SEEDS_PER_RUN = 1_000_000
-"""Runs of different seeds never meet the same initial state."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ class Lanes:
 
     def _reset(self, mask: Array) -> Observation:
         rows = np.flatnonzero(mask)
-        first = ONLINE_SEED_BLOCK + self._seed * SEEDS_PER_RUN + self._started
+        first = first_online_seed(self._seed) + self._started
         self._seeds[rows] = first + np.arange(len(rows))
         self._started += len(rows)
         self._ages[rows] = 0

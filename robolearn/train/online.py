@@ -100,6 +100,8 @@ def refine(
             raise RefusedError(
                 f"guard_episodes={config.guard_episodes}: this method's policy has no reach to guard; set it to 0."
             )
+        if config.ramp_steps and not refiner.ramps:
+            raise RefusedError(f"ramp_steps={config.ramp_steps}: this method has no reach that could grow; set it to 0.")
         if refiner.latent_size and demos is not None and config.demo_fraction:
             raise RefusedError("Demonstrations hold no latent noise to learn from; set demo_fraction=0.")
         sizes = {"plan_steps": refiner.plan_steps, "latent_size": refiner.latent_size}
@@ -215,12 +217,12 @@ class _Loop:
     def _learn(self, replay: ReplayBuffer, phase: Phase) -> None:
         config, refiner = self._config, self._refiner
         assert isinstance(refiner, ReplayRefiner)
-        due = int(max(0, self._step - config.learning_starts) * config.utd_ratio) - self._updates
-        if due <= 0:
-            return
-        self._rng.manual_seed(int(generator(config.seed, "updates", self._step).integers(2**62)))
         if 0 <= self._step - config.warmup_steps < self._lanes.count:
             replay.forget_outcomes()  # they are the base's; the actor's own will be worse or better
+        due = int(max(0, self._step - config.learning_starts) * config.utd_ratio) - self._updates
+        if due <= 0 or not replay.holds(refiner.window_steps):
+            return  # what many environments owe before replay holds a window is made up afterwards
+        self._rng.manual_seed(int(generator(config.seed, "updates", self._step).integers(2**62)))
         demo_rows = round(config.demo_fraction * config.batch_size) if self._demos is not None else 0
         for _ in range(due):
             batch = sample_mixed(replay, self._demos, demo_rows, config.batch_size, steps=refiner.window_steps, rng=self._rng)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from robolearn.core.errors import RefusedError
+from robolearn.core.seeding import first_online_seed
 from robolearn.train.refiner import Phase
 
 
@@ -55,6 +56,7 @@ class OnlineConfig:
     """Write event files beside ``metrics.jsonl``."""
 
     def __post_init__(self) -> None:
+        first_online_seed(self.seed)
         if min(self.env_steps, self.batch_size, self.evaluate_every, self.checkpoint_every, self.log_every, self.threads) < 1:
             raise RefusedError("env_steps, batch_size, evaluate_every, checkpoint_every, log_every and threads must be >= 1.")
         if not 0 <= self.learning_starts <= self.warmup_steps or self.keep_checkpoints < 1 or self.ramp_steps < 0:

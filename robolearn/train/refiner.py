@@ -30,6 +30,8 @@ class Refiner(Protocol):
     """Steps of the plan that each outcome records."""
     latent_size: int
     """Elements of the latent noise that each outcome records; 0 records none."""
+    ramps: bool
+    """Whether :attr:`Phase.reach` changes anything: a method without a reach cannot let it grow."""
 
     def behaviour(self) -> Any:
         """Return the policy that explores: a CorrectingPolicy that leaves what is recorded of every row in ``noted``."""

@@ -15,6 +15,7 @@ from robolearn.core.protocols import CorrectingPolicy, LatentPolicy, Policy
 from robolearn.core.types import ENVIRONMENT_STATE, STATE, EnvSpec, FeatureSpec, Spaces, Step
 from robolearn.data.normalizer import Normalizer, Statistics
 from robolearn.data.replay_buffer import ReplayBuffer, sample_mixed
+from robolearn.nets.critics import CriticConfig
 from robolearn.nets.denoisers import DenoiserConfig
 from robolearn.nets.mlp import MlpConfig
 from robolearn.policies import chunk_bc, diffusion
@@ -329,6 +330,9 @@ def test_a_residual_stacks_on_a_steered_policy_and_not_the_other_way_round():
     assert weights_hash(stacked.base.base) == weights_hash(base)
     with pytest.raises(RefusedError, match="no latent noise"):
         method("dsrl").refined_policy(stacked, config_class("dsrl")())
+    # An actor took the place of a corrected policy without its corrections.
+    with pytest.raises(RefusedError, match="'corrected' corrects every action"):
+        method("warm_start").refined_policy(stacked, config_class("warm_start")())
 
 
 @pytest.mark.parametrize(
@@ -337,6 +341,7 @@ def test_a_residual_stacks_on_a_steered_policy_and_not_the_other_way_round():
         ("dsrl", {"bound": 0.0}, "bound=0.0"),
         ("residual", {"residual_scale": 0.0}, "residual_scale=0.0"),
         ("dsrl", {"soft_backup": True}, "value_range"),
+        ("dsrl", {"critic": CriticConfig(members=1, subset=1)}, "critic.members=1"),
         ("dsrl", {"chunk_steps": 9, "window_steps": 9}, "chunk_steps=9"),
         ("residual", {"discount": 1.0}, "discount"),
         ("ppo_residual", {"residual_scale": 0.0}, "residual_scale=0.0"),

@@ -14,6 +14,7 @@ from robolearn.core.errors import RefusedError
 from robolearn.core.observation import flat_streams, select_observation
 from robolearn.core.types import ENVIRONMENT_STATE, IMAGES_PREFIX, STATE
 from robolearn.data.normalizer import Normalizer, Statistics
+from robolearn.data.replay_buffer import ReplayBuffer
 from robolearn.nets.actors import ActorConfig
 from robolearn.nets.critics import CriticConfig
 from robolearn.nets.denoisers import DenoiserConfig
@@ -209,6 +210,39 @@ def test_a_signal_during_an_evaluation_stops_the_run_with_everything_saved(base,
     assert [row["env_steps"] for row in result.evaluations] == rows
 
 
+def test_a_reach_is_asked_for_only_where_there_is_one(base, tmp_path):
+    # The guard watched a reach that an absolute actor never reads, and a ramp went unheeded by methods that know none.
+    settings = dsrl.Config(form="absolute", **SMALL)
+    refiner = dsrl.Refiner(dsrl.refined_policy(load_policy(base), settings), settings)
+    env, more = make_env("native_lift", FOUR), {"exec_horizon": 4}
+    with pytest.raises(RefusedError, match="has no reach to guard"):
+        refine(env, refiner, None, replace(CONFIG, guard_episodes=1), tmp_path / "guard", **more)
+    with pytest.raises(RefusedError, match="ramp_steps=100: this method has no reach that could grow"):
+        refine(env, refiner, None, replace(CONFIG, ramp_steps=100), tmp_path / "ramp", **more)
+
+
+def test_outcomes_of_the_base_are_forgotten_even_if_no_update_is_due(base, tmp_path, monkeypatch):
+    # Where learning started with the actor no update was due at that step, and critics learned the base's returns for good.
+    forgotten = []
+    monkeypatch.setattr(ReplayBuffer, "forget_outcomes", lambda self: forgotten.append(len(self)))
+    run(base, tmp_path / "run", config=replace(CONFIG, warmup_steps=200, learning_starts=200, env_steps=300))
+    assert forgotten == [200]
+
+
+def test_updates_wait_until_replay_holds_a_window(base, tmp_path):
+    # With many environments the first update was due before there was a window to draw, and ended the run.
+    config = replace(CONFIG, env_steps=240, warmup_steps=40, learning_starts=0, utd_ratio=0.1)
+    run(base, tmp_path / "run", config=config, options=EnvOptions(20))
+    assert [row["train/updates"] for row in read_metrics(tmp_path / "run") if "train/updates" in row][-1] == 22
+
+
+@pytest.mark.parametrize(("seed", "block"), [(40, "validation"), (90, "test")])
+def test_no_seed_trains_on_the_states_of_evaluations(seed, block):
+    # Seeds 40 and 90 met the very initial states by which checkpoints are chosen, or that are reported.
+    with pytest.raises(RefusedError, match=f"seed={seed} would train on the initial states of the {block} episodes"):
+        replace(CONFIG, seed=seed)
+
+
 def test_a_run_of_another_base_or_other_networks_is_not_resumed(base, tmp_path):
     run(base, tmp_path / "run", config=replace(CONFIG, env_steps=300))
     config = json.loads((tmp_path / "run/checkpoints/000000300/config.json").read_text())
@@ -272,6 +306,15 @@ def test_episodes_of_the_run_are_cut_off_where_asked_and_those_of_evaluations_ar
     assert max(lengths) > 10
 
 
+def test_a_run_is_resumed_with_its_own_settings_only(base, tmp_path, capsys):
+    # Only the base was compared: a run went on with another seed, discount and chunk, and called itself bit-exact.
+    assert refine_command(tmp_path, f"base={base}") == 0
+    assert refine_command(tmp_path, f"base={base}", "--resume", "online.seed=3", "method.discount=0.9") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "method.config.discount is 0.999 there, 0.9 here; online.seed is 0 there, 3 here" in said
+    assert refine_command(tmp_path, f"base={base}", "--resume", "online.env_steps=80") == 0  # longer is no other run
+
+
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
@@ -283,6 +326,9 @@ def test_episodes_of_the_run_are_cut_off_where_asked_and_those_of_evaluations_ar
         (["method.name=warm_start", "demos.path=/nowhere"], "'warm_start' uses no demonstrations"),
         (["online.utd_ratio=0"], "utd_ratio"),
         (["online.episode_steps=-1"], "episode_steps"),
+        (["method.name=dsrl", "evaluate.exec_horizon=6"], "method.chunk_steps=4 must equal evaluate.exec_horizon=6"),
+        (["evaluate.delay_steps=2"], "A refinement acts without delays"),
+        (["online.seed=90"], "initial states of the test episodes"),
     ],
 )
 def test_bad_recipes_are_refused_by_name(base, tmp_path, capsys, overrides, named):

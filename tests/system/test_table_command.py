@@ -43,7 +43,10 @@ cells:
   - {name: wide, recipe: FOLDER/refined.yaml, overrides: [method.residual_scale=0.5], seeds: [1]}
   - {name: imitated, command: train, recipe: FOLDER/base.yaml, overrides: [data.successes_only=false], seeds: [0]}
   - {name: unrun, recipe: FOLDER/refined.yaml, seeds: []}
-  - {name: steered, recipe: FOLDER/refined.yaml, overrides: ["method={name: dsrl, critic: {width: 16}}"], seeds: [1]}
+  - name: steered
+    recipe: FOLDER/refined.yaml
+    overrides: ["method={name: dsrl, chunk_steps: 8, window_steps: 8, critic: {width: 16}}"]
+    seeds: [1]
   - {name: stacked, recipe: FOLDER/refined.yaml, refines: steered, seeds: [1]}
 """
 
@@ -210,6 +213,31 @@ def test_a_run_of_another_base_and_a_strange_folder_are_refused(finished, capsys
     assert table(finished) == 2
     assert "lacks ['provenance.json']" in capsys.readouterr().err
     file.write_text(before)
+
+
+def test_a_last_evaluation_that_was_cut_off_is_made_up(finished, tmp_path):
+    # The table took a run whose last checkpoint was saved for learned, and its curve and steps to the goal were left short.
+    folder = copied(finished, tmp_path)
+    file = folder / "table/wide-seed1/evaluations.json"
+    whole = json.loads(file.read_text())["evaluations"]
+    file.write_text(json.dumps({"evaluations": whole[:-1]}))
+    assert table(folder, "--report") == 0
+    assert states(folder)["wide-seed1"] == "at step 80 of 80"
+    assert table(folder, "--only", "wide:1") == 0
+    assert states(folder)["wide-seed1"] == "done"
+    made_up = json.loads(file.read_text())["evaluations"]
+    assert [row["successes"] for row in made_up] == [row["successes"] for row in whole]
+
+
+def test_an_evaluation_with_delays_is_not_taken_for_a_run_s_result(finished, tmp_path, capsys):
+    # Only the executor's settings were compared, and the numbers of late decisions stood beside a base without delays.
+    folder = copied(finished, tmp_path)
+    file = folder / "table/wide-seed1/evaluation/evaluation.json"
+    made = json.loads(file.read_text())
+    made["config"]["delay_steps"] = 3
+    file.write_text(json.dumps(made))
+    assert table(folder, "--report") == 2
+    assert "delay_steps 3+0" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_that_diverges_is_shown_so_and_not_run_again(stopped, tmp_path, monkeypatch):

@@ -153,7 +153,17 @@ def test_a_signal_ends_a_sequential_comparison_undecided():
     outcome = compare_sequentially(ReachEnv(3), policies, range(100), QUICK, progress=progress)
     assert outcome.winner is None
     assert outcome.interrupted_by == signal.SIGTERM
-    assert outcome.test.pairs <= 6
+    # Episodes of the block that a signal cuts off were paired: the short ones, most of them successes, with all of the other's.
+    assert outcome.test.pairs == 3
+    assert [(result.partial, len(result.episodes)) for result in outcome.results] == [(False, 3), (False, 3)]
+
+
+def test_an_interrupted_evaluation_is_not_compared():
+    # With common seeds the episodes that had ended, the short ones, were compared with the same ones of a whole evaluation.
+    whole, cut = (evaluate(ReachEnv(3), NoisyReacher(), range(6), QUICK).described(policy=n, provenance={}) for n in "ab")
+    cut = replace(cut, episodes=cut.episodes[:4])
+    with pytest.raises(RefusedError, match="b: 4 of 6 episodes; the evaluation was interrupted"):
+        compare([whole, cut], seeds="common")
 
 
 def test_a_signal_before_both_policies_ran_raises():

@@ -7,7 +7,7 @@ import pytest
 from test_compare import result
 from test_curves import curve
 
-from robolearn.evaluate.curve_figure import write_curves
+from robolearn.evaluate.curve_figure import _base_rate, write_curves
 from robolearn.evaluate.statistics import clopper_pearson, paired_difference_interval
 from robolearn.evaluate.table import CellOutcome, RunOutcome, TableOutcome, difference
 from robolearn.evaluate.table_text import markdown
@@ -89,4 +89,9 @@ def test_the_figure_is_drawn_where_there_are_curves(tmp_path):
     assert write_curves(table(several), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert not write_curves(table(CellOutcome("b", ())), tmp_path / "none.png")
+    # A cell on top of another one begins with that one's success, which was taken for the base's.
+    stacked = CellOutcome("b", (run("b0", 0, [1] * 20, curve(45, 48)),), stacked=True)
+    assert _base_rate(table(several, stacked)) == pytest.approx(26 / 50)
+    assert _base_rate(table(stacked)) is None
+    assert write_curves(table(stacked), tmp_path / "stacked.png")
     assert not (tmp_path / "none.png").exists()
