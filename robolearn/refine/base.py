@@ -209,7 +209,7 @@ def descend(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, m
         parameter.grad = gradient
     nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()
-    #X torch.autograd.graph.increment_version(parameters)  # a fused step does not say that it wrote
+    torch.autograd.graph.increment_version(parameters)  # a fused step does not say that it wrote
 
 
 def module_tensors(modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:

@@ -121,6 +121,8 @@ class Updater:
                 lr=learning_rate, beta1=self._betas[0], beta2=self._betas[1], weight_decay=decay, eps=_EPSILON,
                 amsgrad=False, maximize=False, grad_scale=divisor, found_inf=skip,
             )  # fmt: skip
+            # The kernel does not say that it wrote; whoever keeps something made from the weights would not notice.
+            torch.autograd.graph.increment_version(parameters)
 
     def _adapt_scale(self, overflow: Tensor) -> None:
         assert self._scale is not None

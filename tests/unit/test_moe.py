@@ -15,6 +15,8 @@ from robolearn.nets.moe import Experts, MoeConfig, Route, Router, apply_fused, b
 from robolearn.nets.prefix_transformer import PrefixTransformerConfig
 from robolearn.policies.edm_transformer import EdmConfig, GoalConfig
 from robolearn.policies.moe_diffusion import Config, Policy
+from robolearn.train.config import TrainConfig
+from robolearn.train.update import LossModule, Updater
 
 GOAL, CAMERA = "observation.goal", "observation.images.front"
 SPACES = Spaces(
@@ -99,6 +101,19 @@ def test_changed_weights_are_noticed():
     policy.fast_denoiser(seen)(noisy, 0)
     with torch.no_grad():
         policy.denoiser.net.blocks[0].experts.w_out.mul_(2.0)
+    torch.testing.assert_close(
+        policy.fast_denoiser(seen)(noisy, 0), policy.denoised(noisy, torch.zeros(3, dtype=torch.long), seen)
+    )
+
+
+def test_training_is_noticed():
+    # The fused AdamW did not count as a change of the weights: after it, the levels of the weights before went on deciding.
+    policy = make()
+    seen, noisy = condition(policy), torch.ones(3, 6, 2)
+    policy.fast_denoiser(seen)(noisy, 0)
+    batch = {STATE: torch.ones(3, 2, 4), ACTION: torch.ones(3, 6, 2), "action_is_pad": torch.zeros(3, 6, dtype=torch.bool)}
+    updater = Updater(LossModule(policy, "fp32", "cpu"), policy, TrainConfig(), torch.device("cpu"))
+    updater.step(batch, torch.Generator().manual_seed(0), 0.1)
     torch.testing.assert_close(
         policy.fast_denoiser(seen)(noisy, 0), policy.denoised(noisy, torch.zeros(3, dtype=torch.long), seen)
     )

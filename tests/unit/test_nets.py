@@ -19,6 +19,9 @@ from robolearn.nets.losses import chunk_mean
 from robolearn.nets.mlp import MlpConfig
 from robolearn.nets.transformer import TransformerConfig
 from robolearn.nets.unet import UnetConfig
+from robolearn.refine.base import adam, descend
+from robolearn.train.config import TrainConfig
+from robolearn.train.update import Updater
 
 SMALL = {
     "mlp": DenoiserConfig("mlp", mlp=MlpConfig(width=32, blocks=2, level_width=16)),
@@ -177,6 +180,30 @@ def change_by_optimizer(layer):
     torch.optim.SGD(layer.parameters(), 0.1).step()
 
 
+class Sum(nn.Module):
+    """A policy whose loss is the sum of its layer's output."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, batch, rng):
+        return self.layer(batch["x"]).sum(), {}
+
+
+def change_by_training(layer):
+    # The fused AdamW that training uses did not count as a change, and the weights from before it went on acting.
+    policy = Sum(layer)
+    updater = Updater(policy, policy, TrainConfig(), torch.device("cpu"))
+    updater.step({"x": torch.ones(1, 192, 1, 8)}, torch.Generator(), 0.1)
+
+
+def change_by_refining(layer):
+    # Adam's fused step, which refinement uses, did not count as one either.
+    loss = layer(torch.ones(1, 192, 1, 8)).sum()
+    descend(loss, layer, adam(layer.parameters(), 0.1), 1.0)
+
+
 def change_by_loading(layer):
     layer.load_state_dict({name: 3.0 * tensor for name, tensor in layer.state_dict().items()})
 
@@ -185,7 +212,17 @@ def change_by_replacing(layer):
     layer.weight = nn.Parameter(layer.weight.detach() + 1.0)
 
 
-@pytest.mark.parametrize("change", [change_in_place, change_by_optimizer, change_by_loading, change_by_replacing])
+CHANGES = [
+    change_in_place,
+    change_by_optimizer,
+    change_by_training,
+    change_by_refining,
+    change_by_loading,
+    change_by_replacing,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("make", [lambda: Conv1d(192, 192, 5, padding=2), lambda: Upsample1d(192)])
 def test_acting_uses_the_weights_as_they_are_now(make, change):
     # The re-arranged copy of the weights that acting uses must never outlive them.
