@@ -70,7 +70,8 @@ class WindowDataset:
             weights: how often windows of each episode of the store are drawn in training; alike where None.
 
         Raises:
-            RefusedError: an episode, key or device does not exist, or there are no episodes.
+            RefusedError: an episode, key or device does not exist, a flat stream holds no floating-point numbers, or there are
+                no episodes.
         """
         spaces = store.header.spaces
         keys = list(spaces.observation) if keys is None else list(keys)
@@ -87,6 +88,8 @@ class WindowDataset:
         self.device = _device(device)
         self._store = store
         self._state_keys = [key for key in keys if not is_image(key)]
+        for key in (*self._state_keys, config.action_key):
+            _require_float(store, key)
         self._image_keys = [key for key in keys if is_image(key)]
         self._streams = self._load_state()
         self.lengths = np.array([store.metadata(i)["length"] for i in self.episodes], dtype=np.int64)
@@ -142,13 +145,14 @@ class WindowDataset:
         return torch.from_numpy(np.repeat(per_episode, self.lengths))
 
     def _load_state(self) -> dict[str, np.ndarray]:
-        """Return stream -> (steps, d) of all chosen episodes in a row; the learnt action is called ``action``."""
+        """Return stream -> (steps, d) float32 of all chosen episodes in a row; the learnt action is called ``action``."""
         sources = {key: key for key in self._state_keys} | {ACTION: self.config.action_key}
         parts: dict[str, list[np.ndarray]] = {key: [] for key in sources}
         for index in self.episodes:
             episode = self._store.read(index, list(sources.values()))
             for key, source in sources.items():
-                array = episode.data[source]
+                # Imported stores may keep float64; networks compute in float32, and acting gives them nothing else.
+                array = np.asarray(episode.data[source], np.float32)
                 parts[key].append(array.reshape(array.shape[0], -1))
         return {key: np.concatenate(arrays) for key, arrays in parts.items()}
 
@@ -212,6 +216,13 @@ class WindowDataset:
             out[row, o - len(frames) :] = frames
             out[row, : o - len(frames)] = frames[0]
         return torch.from_numpy(out).to(self.device)
+
+
+def _require_float(store: EpisodeStore, key: str) -> None:
+    """Refuse a flat stream that a policy would not be given in these numbers when it acts."""
+    dtype = store.header.streams[key].dtype
+    if np.dtype(dtype).kind != "f":
+        raise RefusedError(f"{key} of {store.path} is {dtype}; what is learned from must be floating point or a picture.")
 
 
 def _device(device: torch.device | str) -> torch.device:

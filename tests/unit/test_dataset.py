@@ -7,7 +7,7 @@ from episode_samples import CAMERA, episode, new_store, spaces
 from lerobot_samples import open_lerobot, write_lerobot
 
 from robolearn.core.errors import RefusedError
-from robolearn.core.types import ACTION, ENVIRONMENT_STATE, STATE
+from robolearn.core.types import ACTION, ENVIRONMENT_STATE, STATE, FeatureSpec
 from robolearn.data.dataset import WindowConfig, WindowDataset
 from robolearn.data.header import ACTION_SENT
 from robolearn.data.split import select_episodes, split
@@ -102,6 +102,37 @@ def test_images_are_the_same_from_memory_and_from_the_store(tmp_path):
         for row, (number, steps) in enumerate(expected):
             np.testing.assert_array_equal(images[row], raw[number][steps])
         assert torch.equal(batch[CAMERA + "_is_pad"], batch[STATE + "_is_pad"])
+
+
+def store_of(path, state, action):
+    """One episode of 6 steps whose state and action have these dtypes."""
+    whole = episode(6)
+    streams = {STATE: whole.data[STATE].astype(state), ACTION: whole.data[ACTION].astype(action)}
+    kinds = dataclasses.replace(
+        spaces(), observation={STATE: FeatureSpec((3,), state)}, action=FeatureSpec((2,), action, ("dx", "gripper"))
+    )
+    store = EpisodeStore.create(path, kinds, task="lift", fidelity="exact", extra={})
+    store.append(dataclasses.replace(whole, data=streams))
+    return store
+
+
+@pytest.mark.parametrize("kind", ["float64", "float16"])
+def test_floats_of_any_width_are_served_as_float32(tmp_path, kind):
+    # Imported stores keep float64: its windows met float32 weights, and training ended with a traceback.
+    store = store_of(tmp_path / "s", kind, kind)
+    windows = WindowDataset(store, WindowConfig(pred_horizon=1), episodes=[0])
+    batch = windows.batch(torch.arange(6))
+    for rows, key in ((batch[STATE][:, -1], STATE), (batch[ACTION][:, 0], ACTION)):
+        assert rows.dtype == torch.float32
+        np.testing.assert_array_equal(rows, store.read(0).data[key].astype(np.float32))
+
+
+@pytest.mark.parametrize(("state", "action", "named"), [("bool", "float32", STATE), ("float32", "int64", ACTION)])
+def test_streams_that_are_no_floats_are_refused_by_name(tmp_path, state, action, named):
+    # Training on truth values or whole numbers ended with a traceback, deep inside of torch.
+    store = store_of(tmp_path / "s", state, action)
+    with pytest.raises(RefusedError, match=f"{named} of .* is .*must be floating point"):
+        WindowDataset(store, WindowConfig(), episodes=[0])
 
 
 def test_statistics_count_every_step_of_the_chosen_episodes_once(tmp_path):
