@@ -47,7 +47,7 @@ def collect_demonstrations(recipe: Recipe, console: Console) -> EpisodeStore:
         _progress(console) as bar,
     ):
         bar_id = bar.add_task(f"{recipe.env.task} demonstrations", total=data.episodes, completed=int(store.successes.sum()))
-        next_seed = TRAIN_SEED_BLOCK + data.seed + len(store)
+        next_seed = store.unseen_seed(TRAIN_SEED_BLOCK + data.seed)
         if store.successes.sum() < data.episodes:
             for episode in demonstrate(env, expert, first_seed=next_seed):
                 guard.raise_if_asked()

@@ -141,7 +141,7 @@ def open_session(config: TeleopConfig, devices: Sequence[str], page: ServerConfi
         listening = opened if page is None or web in opened else [*opened, web]
         settings = replace(
             config.session,
-            first_seed=_next_seed(store, config.session.first_seed),
+            first_seed=store.unseen_seed(TRAIN_SEED_BLOCK + config.session.first_seed),
             views=config.session.views or tuple(v for v in FAVOURITE_VIEWS if v in env.spec.cameras),
         )
         session = Session(
@@ -216,12 +216,6 @@ def _open_or_create(config: TeleopConfig, env: Env) -> EpisodeStore:
     made: dict[str, Any] = provenance(seed=config.session.first_seed) | {"collected_by": "robolearn teleop"}
     extra = live_extra(spec.spaces)
     return EpisodeStore.create(path, spec.spaces, task=spec.task, fidelity=spec.fidelity, extra=extra, provenance=made)
-
-
-def _next_seed(store: EpisodeStore, first: int) -> int:
-    """Return an initial state that no episode of the store has seen."""
-    used = [store.metadata(i)["seed"] for i in range(len(store))]
-    return max([TRAIN_SEED_BLOCK + first, *(seed + 1 for seed in used if seed is not None)])
 
 
 def _open_device(name: str, web: WebDevice, config: TeleopConfig) -> Device:

@@ -247,6 +247,10 @@ class EpisodeStore:
         own = {"seed": entry.seed, "success": entry.success, "length": entry.length, "number": entry.number}
         return {**entry.metadata, **own}
 
+    def unseen_seed(self, first: int) -> int:
+        """Return the first seed from ``first`` on that lies behind those of all episodes, also where some were set aside."""
+        return max([first, *(entry.seed + 1 for entry in self._entries if entry.seed is not None)])
+
     def read(self, index: int, keys: Sequence[str] | None = None) -> Episode:
         """Decode an episode.
 
