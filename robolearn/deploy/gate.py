@@ -26,6 +26,7 @@ from robolearn.core.robot import RobotSpec
 from robolearn.core.types import Array, Spaces
 from robolearn.deploy.chunk import Chunk, Track, read_chunk
 from robolearn.deploy.gate_config import JOINT_STATES, Command, GateConfig, GateState, RateGuard
+from robolearn.deploy.gate_watch import SourceWatch, StreamWatch
 from robolearn.deploy.limits import SafetyLimits, filled
 from robolearn.deploy.safety import Guard, SafetyFilter
 from robolearn.deploy.slowdown import Slowdown
@@ -55,23 +56,23 @@ class CommandGate:
         rest = filled(limits.rest_command, limits.dim, np.nan)
         self._rest = np.where(np.isfinite(rest), rest, np.clip(0.0, self._low, self._high))
         self._measured: Array = np.full(measured_dim, np.nan)
-        self._seen: dict[str, float] = {}
+        self.counts: Counter[str] = Counter()
+        """Refused chunks, faults and missed ticks by name, and what the filter altered before the last reset."""
+        self._streams = StreamWatch(config, self.counts)
         self._pressed: bool | None = None
-        self._estop_s = -np.inf
+        self._estop_s = self._since_s = -np.inf
         self._state, self._reason, self._hard = GateState.LATCHED, "startup", True
-        self._since_s = -np.inf
         self._track: Track | None = None
         self._entered_s = 0.0  # when row 0 of the track began
-        self._source, self._chunk_s, self._alive_s, self._stamp_s, self._newest_s = "", -np.inf, -np.inf, -np.inf, -np.inf
-        self._novelty = 0.0
+        self._sources = SourceWatch(config)
+        self._stamp_s = -np.inf  # what was observed before is too old to be followed
         self.steps = 0
         """Control periods so far; calls of :meth:`tick` within one period count once."""
         self._now_s, self._start_s, self._slot, self._slots = -np.inf, 0.0, -1, 0
         self._command, self._velocity, self._goal = np.full(limits.dim, np.nan), np.zeros(limits.dim), np.full(limits.dim, np.nan)
-        self._armed = self._disarming = self._releasing = self._let_go = False
-        self._weight, self._epoch = 0.0, 0
-        self.counts: Counter[str] = Counter()
-        """Refused chunks, faults and missed ticks by name, and what the filter altered before the last reset."""
+        self._armed = self._disarming = self._releasing = False
+        self._let_go = False  # nothing is on the wire, so that the next command on it has to be a new beginning
+        self._weight, self._epoch, self._novelty = 0.0, 0, 0.0
         self.events: deque[tuple[float, GateState, str]] = deque(maxlen=1000)
         """(time, state, reason) of each change of state, oldest first."""
 
@@ -79,8 +80,7 @@ class CommandGate:
     def for_robot(cls, spec: RobotSpec, config: GateConfig, *, guard: Guard | None = None) -> CommandGate:
         """Return a gate for joint positions [rad] and grippers [-1 open, 1 closed], in the order of the spec."""
         names = spec.joints + tuple(gripper.joint for gripper in spec.grippers)
-        config = replace(config, max_tracking_error=config.max_tracking_error or spec.max_tracking_error)
-        return cls(SafetyLimits.from_robot(spec), config, names=names, measured_dim=spec.dim, guard=guard)
+        return cls(SafetyLimits.from_robot(spec), config.for_robot(spec), names=names, measured_dim=spec.dim, guard=guard)
 
     @classmethod
     def for_spaces(
@@ -109,6 +109,11 @@ class CommandGate:
         return self._state
 
     @property
+    def armed(self) -> bool:
+        """Whether commands may be on the wire; disarmed it still is until the last one, at rest, was sent."""
+        return self._armed
+
+    @property
     def filter_counts(self) -> Mapping[str, int]:
         """Kind -> commands that the filter altered for that reason."""
         return {kind: int(count[0]) for kind, count in self._filter.counts.items()}
@@ -120,19 +125,18 @@ class CommandGate:
             self.counts["measured_shape"] += 1
         elif not np.isfinite(position).all():
             self.counts["measured_non_finite"] += 1
-        elif self._is_news(JOINT_STATES, stamp_s, now_s):
+        elif self._streams.is_news(JOINT_STATES, stamp_s=stamp_s, now_s=now_s):
             self._measured = position.copy() if self._n else self._measured
             if self._rate_guard is not None:
                 self._rate_guard.on_measured(position, stamp_s=stamp_s)
 
     def on_stream(self, name: str, *, stamp_s: float, now_s: float) -> None:
         """Note when the newest observation of another watched stream was taken."""
-        self._is_news(name, stamp_s, now_s)
+        self._streams.is_news(name, stamp_s=stamp_s, now_s=now_s)
 
     def on_heartbeat(self, source: str, *, now_s: float) -> None:
         """Note that a source of commands is alive, between its chunks."""
-        if source == self._source:
-            self._alive_s = now_s
+        self._sources.on_heartbeat(source, now_s)
 
     def on_estop(self, pressed: bool, *, now_s: float) -> None:
         """Take the e-stop's state; pressed latches at once, released only allows :meth:`reset`."""
@@ -157,17 +161,26 @@ class CommandGate:
     def arm(self) -> None:
         """Allow commands on the wire; without this the gate is a dry run.
 
+        The first of them holds the measured position: at once if the gate is ready, else from the next reset on.
+
         Raises:
-            RefusedError: the gate is in motion.
+            RefusedError: the gate is in motion, or it is ready at a position that is unknown by now or that may not be held.
         """
         if self._state not in (GateState.LATCHED, GateState.READY):
             raise RefusedError(f"Arming needs a gate that is latched or ready; it is {self._state}.")
-        self._armed = True
+        if not self._armed:
+            self._let_go = True
+            if self._state is GateState.READY:
+                if stale := self._streams.stale(self._now_s):
+                    raise RefusedError(f"Arming needs fresh observations of {stale}.")
+                self._begin()
+        self._armed, self._disarming = True, False
 
-    def disarm(self, *, now_s: float) -> None:
-        """Ramp down, latch, and send nothing more once at rest."""
+    def disarm(self, *, now_s: float, reason: str = "disarmed") -> None:
+        """Ramp down, latch, and send nothing more once at rest (and the weight out, where the driver blends by it)."""
         self._disarming = True
-        self.stop("disarmed", now_s=now_s)
+        self._releasing = self._config.blends
+        self.stop(reason, now_s=now_s)
 
     def stop(self, reason: str, *, now_s: float) -> None:
         """Ramp down and latch."""
@@ -185,17 +198,12 @@ class CommandGate:
             RefusedError: names everything that is in the way: e-stop pressed or silent, a stale stream, a source that is still
                 commanding, a robot outside its limits, or a gate that is not at rest and latched.
         """
-        obstacles = self._obstacles(now_s)
-        if obstacles:
+        if obstacles := self._obstacles(now_s):
             raise RefusedError(f"Reset refused: {'; '.join(obstacles)}.")
-        held = self._filter.position[0]
-        follows = not self._let_go and np.isfinite(held).all() and self._near(held[: self._n])
-        # The elements without a measurement begin as they were, at rest, or near 0.
-        start: Array = held if follows else np.append(self._measured, np.where(np.isfinite(held), held, self._rest)[self._n :])
-        self._restart(start)
-        self._command, self._velocity = start, np.zeros_like(start)
-        self._track, self._source, self._stamp_s, self._novelty = None, "", now_s, 0.0
-        self._let_go = self._releasing = self._disarming = False
+        self._begin()
+        self._track, self._stamp_s, self._novelty = None, now_s, 0.0
+        self._sources.forget()
+        self._releasing = self._disarming = False
         self._enter(GateState.READY, "", now_s)
 
     def tick(self, now_s: float) -> Command:
@@ -214,10 +222,12 @@ class CommandGate:
             ramp = self._dt / self._config.weight_ramp_s
             active = self._armed and self._epoch > 0 and not self._releasing
             self._weight = min(max(self._weight + (ramp if active else -ramp), 0.0), 1.0)
-        return self._output()
+        command = self._output()
+        self._let_go |= not command.send and self._epoch > 0
+        return command
 
     def _output(self) -> Command:
-        send = self._armed and self._epoch > 0 and not self._let_go and not (self._releasing and self._weight <= 0)
+        send = self._armed and self._epoch > 0 and not self._let_go
         command, velocity, error = self._command.copy(), self._velocity.copy(), np.zeros(self._limits.dim)
         error[: self._n] = command[: self._n] - self._measured if self._state is GateState.RUNNING else 0
         return Command(command, velocity, error, send, self._state, self._reason, self._epoch, self._weight)
@@ -233,11 +243,13 @@ class CommandGate:
         slot = int((now_s - self._start_s) / self._dt + 0.5)
         if slot <= self._slot and self._slot >= 0:
             return False
-        self.counts["missed_ticks"] += max(slot - self._slot - 1, 0) if self._slot >= 0 else 0
-        if self._slot >= 0 and gap > self._config.max_tick_gap_s and np.isfinite(self._command).all():
-            self._restart(self._command)
+        first, self._slots = self._slot < 0, slot - self._slot
+        self._slot, self._now_s = slot, now_s  # before anything can fail: the next tick must not find the same gap
+        self.counts["missed_ticks"] += 0 if first else max(self._slots - 1, 0)
+        if not first and gap > self._config.max_tick_gap_s and np.isfinite(self._command).all():
+            # Beside a wall the way to rest may lead through the guard's margin; the robot is there, and has to go on from there.
+            self._restart(self._command, ask_guard=False)
             self._fault("tick_gap", now_s, hard=False)
-        self._slots, self._slot, self._now_s = slot - self._slot, slot, now_s
         return True
 
     def _step(self, now_s: float) -> None:
@@ -281,15 +293,17 @@ class CommandGate:
         error = config.max_tracking_error
         if error is not None and self._n and not (np.abs(self._command[: self._n] - self._measured) <= error).all():
             self._fault("tracking_error", now_s, hard=True)
-        for name in self._stale_streams(now_s):
+        for name in self._streams.stale(now_s):
             self._fault(f"stale_{name}", now_s, hard=False)
-        if next_s > min(max(self._chunk_s, self._alive_s) + config.policy_timeout_s, self._chunk_s + config.chunk_timeout_s):
-            self._fault(f"silent_{self._source}", now_s, hard=False)
+        if self._sources.is_silent(next_s):
+            self._fault(f"silent_{self._sources.active}", now_s, hard=False)
 
     def _settle(self, now_s: float) -> None:
-        """Leave STOPPING when at rest, HOLDING when nobody came; disarm a command later, so that the last one is at rest."""
-        if self._state is GateState.LATCHED and self._disarming:
-            self._armed = False
+        """Leave STOPPING when at rest, HOLDING when nobody came; fall silent a command later, so that the last one is at rest."""
+        if self._state is GateState.LATCHED and not (self._releasing and self._weight > 0):
+            self._let_go |= self._releasing
+            if self._disarming:
+                self._armed = self._disarming = False
         if self._state is GateState.STOPPING and (not np.isfinite(self._command).all() or self._filter.at_rest[0]):
             self._enter(GateState.LATCHED if self._hard else GateState.HOLDING, self._reason, now_s)
         if self._state is GateState.HOLDING and now_s - self._since_s > self._config.resume_window_s:
@@ -303,7 +317,7 @@ class CommandGate:
             RefusedError: it is not followed.
         """
         config, age_s = self._config, now_s - chunk.stamp_s
-        self._check_source(chunk, now_s)
+        self._sources.check(chunk.source, now_s, commanding=self._state is GateState.RUNNING)
         if age_s > config.max_command_age_s or age_s < -config.future_tolerance_s:
             raise RefusedError(f"command_age: {age_s:.3f} s; allowed up to {config.max_command_age_s} s.")
         if age_s >= len(values) * chunk.step_s:
@@ -323,22 +337,12 @@ class CommandGate:
         jump = np.abs(values[track.row] - self._command)[: self._n].max(initial=0.0)
         if self._state is not GateState.RUNNING and jump > config.start_tolerance:
             raise RefusedError(f"start_tolerance: begins {jump:.3f} rad away; allowed {config.start_tolerance}.")
-        self._track, self._source, self._chunk_s, self._stamp_s = track, chunk.source, now_s, chunk.stamp_s
+        self._sources.follow(chunk.source, now_s)
+        self._track, self._stamp_s, self._novelty = track, chunk.stamp_s, chunk.novelty or 0.0
         self._entered_s = now_s - track.phase_s
-        self._novelty = chunk.novelty or 0.0
         if self._state is not GateState.RUNNING:
             self._goal = self._command.copy()
             self._enter(GateState.RUNNING, "", now_s)
-
-    def _check_source(self, chunk: Chunk, now_s: float) -> None:
-        """Refuse strangers, and whoever is outranked by the source that is commanding."""
-        sources = self._config.sources
-        if chunk.source not in sources:
-            raise RefusedError(f"source: {chunk.source!r} is none of {list(sources)}.")
-        self._newest_s = max(self._newest_s, now_s)
-        commanding = self._state is GateState.RUNNING and bool(self._source)
-        if commanding and sources.index(chunk.source) < sources.index(self._source):
-            raise RefusedError(f"preempted: {self._source} is commanding.")
 
     def _obstacles(self, now_s: float) -> list[str]:
         """Name everything that is in the way of a reset."""
@@ -349,14 +353,13 @@ class CommandGate:
             found.append("the e-stop is pressed")
         if config.estop_timeout_s is not None and not now_s - self._estop_s <= config.estop_timeout_s:
             found.append(f"the e-stop's publisher was silent for {config.estop_timeout_s} s")
-        for name in self._stale_streams(now_s):
+        for name in self._streams.stale(now_s):
             found.append(f"stream {name!r} has no observation of the last {config.stream_timeouts_s[name]} s")
-        if now_s - self._newest_s <= config.policy_timeout_s:
+        if self._sources.is_asking(now_s):
             found.append("a source is still commanding")
-        low, high = self._low[: self._n], self._high[: self._n]
-        if self._n and not ((self._measured >= low) & (self._measured <= high)).all():
-            outside = [self._names[i] for i in np.flatnonzero(~((self._measured >= low) & (self._measured <= high)))]
-            found.append(f"measured positions of {outside} are outside the limits")
+        inside = (self._measured >= self._low[: self._n]) & (self._measured <= self._high[: self._n])
+        if not inside.all():
+            found.append(f"measured positions of {[self._names[i] for i in np.flatnonzero(~inside)]} are outside the limits")
         return found
 
     def _fault(self, reason: str, now_s: float, *, hard: bool) -> None:
@@ -370,25 +373,21 @@ class CommandGate:
         self._stamp_s = max(self._stamp_s, now_s)
         self._enter(GateState.STOPPING, reason, now_s)
 
-    def _restart(self, start: Array) -> None:
+    def _begin(self) -> None:
+        """Hold the last command if that is what the wire does, else what is measured."""
+        held = self._filter.position[0]
+        follows = not self._let_go and np.isfinite(held).all() and self._near(held[: self._n])
+        # The elements without a measurement begin as they were, at rest, or near 0.
+        start: Array = held if follows else np.append(self._measured, np.where(np.isfinite(held), held, self._rest)[self._n :])
+        self._restart(start)
+        self._command, self._velocity, self._let_go = start, np.zeros_like(start), False
+
+    def _restart(self, start: Array, *, ask_guard: bool = True) -> None:
         """Begin a new sequence of commands at rest at ``start`` (a,)."""
         altered = self.filter_counts
-        self._filter.reset(start[None])
+        self._filter.reset(start[None], ask_guard=ask_guard)
         self.counts.update(altered)
         self._epoch += 1
-
-    def _is_news(self, stream: str, stamp_s: float, now_s: float) -> bool:
-        """Keep a stream's newest stamp; what is older, no number or from the future is counted and ignored."""
-        news = np.isfinite(stamp_s) and self._seen.get(stream, -np.inf) <= stamp_s <= now_s + self._config.future_tolerance_s
-        if news:
-            self._seen[stream] = stamp_s
-        else:
-            self.counts[f"stamp_{stream}"] += 1
-        return bool(news)
-
-    def _stale_streams(self, now_s: float) -> list[str]:
-        limits = self._config.stream_timeouts_s
-        return [name for name, limit_s in limits.items() if not now_s - self._seen.get(name, -np.inf) <= limit_s]
 
     def _enter(self, state: GateState, reason: str, now_s: float) -> None:
         self._state, self._reason, self._since_s = state, reason, now_s

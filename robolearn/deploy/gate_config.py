@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
 
 from robolearn.core.errors import RefusedError
+from robolearn.core.robot import RobotSpec
 from robolearn.core.types import Array
 
 JOINT_STATES = "joint_states"
@@ -59,15 +60,31 @@ class GateConfig:
     """Who may command; a later one takes over from an earlier one, which waits until the later one is silent."""
     weight_ramp_s: float = 3.0
     """Time in which :attr:`Command.weight` goes from 0 to 1 and back."""
+    blends: bool = False
+    """Whether the driver blends by :attr:`Command.weight` (arm_sdk): then disarming ramps it out before silence, too."""
 
     def __post_init__(self) -> None:
-        numbers = {name: value for name, value in vars(self).items() if isinstance(value, float | int)}
+        numbers = {name: value for name, value in vars(self).items() if type(value) in (float, int)}
         numbers |= {f"stream_timeouts_s[{name}]": value for name, value in self.stream_timeouts_s.items()}
         for name, value in numbers.items():
             if not (np.isfinite(value) and value > 0):
                 raise RefusedError(f"{name}={value} must be positive and finite.")
         if self.novelty_stop <= 1 or not self.sources:
             raise RefusedError(f"novelty_stop={self.novelty_stop} must exceed 1, and sources={self.sources} name someone.")
+
+    def for_robot(self, spec: RobotSpec) -> GateConfig:
+        """Return it with the robot's own tracking error where none is given.
+
+        Raises:
+            RefusedError: the tracking error is so large that it would never be seen.
+        """
+        error = spec.max_tracking_error if self.max_tracking_error is None else self.max_tracking_error
+        if error >= spec.max_relative_target:
+            raise RefusedError(
+                f"max_tracking_error={error} would never be reached, because commands stay within {spec.max_relative_target} of "
+                f"the measured position of {spec.name}."
+            )
+        return replace(self, max_tracking_error=error)
 
 
 class RateGuard(Protocol):
@@ -91,7 +108,7 @@ class Command:
     error: Array
     """(a,) command minus measurement while running, else zero: what an output of velocities has to make up for."""
     send: bool
-    """Whether to put it on the wire: armed, reset at least once, and the robot is where the command holds it."""
+    """Whether to put it on the wire: armed, reset since, and the robot is where the command holds it."""
     state: GateState
     """State after this tick."""
     reason: str
@@ -99,4 +116,4 @@ class Command:
     epoch: int
     """Counts the sequences of commands: each begins at rest at the measured position (or where the last one ended)."""
     weight: float
-    """Blend weight of arm_sdk in [0, 1]: ramps in after a reset, out after :meth:`CommandGate.release`."""
+    """Blend weight of arm_sdk in [0, 1]: ramps in after a reset, out after :meth:`CommandGate.release` (and disarming)."""

@@ -86,12 +86,13 @@ class SafetyFilter:
         """(b,) bool: the last two commands of the row were the same, and no acceleration is left."""
         return np.ones(self._shape[0], bool) if self._motion is None else self._motion.at_rest
 
-    def reset(self, start: Array, mask: Array | None = None) -> None:
+    def reset(self, start: Array, mask: Array | None = None, *, ask_guard: bool = True) -> None:
         """Begin at rest at ``start`` (b, a), the robot's measured position or a command known to be safe.
 
         Args:
             start: (b, a); rows outside ``mask`` are ignored.
             mask: (b,) bool, which rows to reset; all by default.
+            ask_guard: whether the guard must allow the start; False where a command that was sent is gone on from.
 
         Raises:
             RefusedError: a start is not finite or lies outside the position bounds.
@@ -102,7 +103,8 @@ class SafetyFilter:
             raise RefusedError(f"start must have shape {self._shape} and mask {self._shape[:1]}, got {start.shape}.")
         if not ((start[rows] >= self._low) & (start[rows] <= self._high)).all():
             raise RefusedError(f"start {start[rows].tolist()} must lie in [{self._low.tolist()}, {self._high.tolist()}].")
-        if self._guard is not None and not self._guard(np.where(rows[:, None], start, self._position)[None])[rows].all():
+        asked = self._guard if ask_guard else None
+        if asked is not None and not asked(np.where(rows[:, None], start, self._position)[None])[rows].all():
             raise RefusedError(f"The guard does not allow to start at {start[rows].tolist()}.")
         self._position[rows] = start[rows]
         self._begun = bool(np.isfinite(self._position).all())

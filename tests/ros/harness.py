@@ -43,7 +43,7 @@ PATIENCE_S = 2.0
 """Silence after which the gates under test stop [s]. How soon they stop is proved on hand-set clocks (tests/unit/test_gate.py)
 and measured by ``robolearn bench ros``; here a process that waits its turn on a busy machine must not look dead."""
 WATCHED = ("policy_timeout_s", "chunk_timeout_s", "estop_timeout_s", "state_timeout_s", "max_command_age_s", "max_tick_gap_s")
-PATIENT = dict.fromkeys(WATCHED, PATIENCE_S) | {"max_tracking_error": 0.5}
+PATIENT = dict.fromkeys(WATCHED, PATIENCE_S) | {"max_tracking_error": 0.19}
 """Joint states that wait their turn let a command run ahead of them as well."""
 
 

@@ -127,28 +127,33 @@ class GateNode(SafeLifecycleNode):
             self._loop.start()
 
     def deactivate(self) -> None:
-        """Ramp down; the safe command is the last one on the wire."""
+        """Ramp down and disarm; the safe command is the last one on the wire."""
         with self._changing:  # a transition and the end of the process may both ask
             if self._loop is None:
                 return
             with self._lock:
-                self._gate.stop("deactivated", now_s=self._now_s())
-            deadline = time.monotonic() + STOP_PATIENCE_S
-            while self._gate.state is not GateState.LATCHED and time.monotonic() < deadline:
-                if self._lockstep:
-                    self._tick_lockstep(publish=True)
-                time.sleep(self._period_s)
-            self._closing.set()
-            self._loop.join()
-            self._loop = None
-            with self._lock:
-                self._send(self._gate.tick(self._now_s()))
-                outputs, self._outputs = self._outputs, []
-            for _, publisher in outputs:
-                publisher.wait_for_all_acked(ACKNOWLEDGED)
-                self.destroy_publisher(publisher)
-            self._topics.release()
-            self._real_time.release()
+                self._gate.disarm(now_s=self._now_s(), reason="deactivated")
+            try:
+                self._come_to_rest()
+            finally:  # whatever fails: a robot whose topics stay claimed cannot be commanded by the next gate either
+                self._closing.set()
+                self._loop.join()
+                self._loop = None
+                with self._lock:
+                    outputs, self._outputs = self._outputs, []
+                for _, publisher in outputs:
+                    publisher.wait_for_all_acked(ACKNOWLEDGED)
+                    self.destroy_publisher(publisher)
+                self._topics.release()
+                self._real_time.release()
+
+    def _come_to_rest(self) -> None:
+        """Wait until the gate, which is disarming, has sent its last command."""
+        deadline = time.monotonic() + STOP_PATIENCE_S
+        while (self._gate.armed or self._gate.state is not GateState.LATCHED) and time.monotonic() < deadline:
+            if self._lockstep:
+                self._tick_lockstep(publish=True)
+            time.sleep(self._period_s)
 
     def cleanup(self) -> None:
         """Remove topics and services."""
@@ -231,7 +236,7 @@ class GateNode(SafeLifecycleNode):
             self._ticks += 1
             self._gate.on_stream(JOINT_STATES, stamp_s=self._now_s(), now_s=self._now_s())
             self._refused(self._gate.on_chunk(replace(chunk, stamp_s=self._now_s()), now_s=self._now_s()))
-            self._send(self._gate.tick(self._now_s()), stamp)
+            self._send(self._next(), stamp)
 
     def _refused(self, reason: str) -> None:
         if reason:
@@ -309,13 +314,20 @@ class GateNode(SafeLifecycleNode):
     def _tick(self, stamp: int | None = None) -> None:
         """Tick and send; under the lock, so that commands leave in the order in which they were made."""
         with self._lock:
-            self._send(self._gate.tick(self._now_s()), stamp)
+            self._send(self._next(), stamp)
+
+    def _next(self) -> Command:
+        """Return the gate's command; in a tick a refusal, too, is a defect of ours, and has to stop the robot."""
+        try:
+            return self._gate.tick(self._now_s())
+        except RefusedError as error:
+            raise RuntimeError(f"the gate could not make a command: {error}") from error
 
     def _tick_lockstep(self, *, publish: bool) -> None:
         with self._lock:
             self._ticks += 1
             self._gate.on_stream(JOINT_STATES, stamp_s=self._now_s(), now_s=self._now_s())
-            command = self._gate.tick(self._now_s())
+            command = self._next()
             if publish:
                 self._send(command, self._pending_ns)
             else:

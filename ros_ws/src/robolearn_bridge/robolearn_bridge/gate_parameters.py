@@ -88,6 +88,7 @@ def make_gate(node: Node) -> tuple[RobotSpec, CommandGate, list[Output]]:
         stream_timeouts_s={JOINT_STATES: read(node, "state_timeout_s")},
         estop_timeout_s=estop or None,
         max_tracking_error=read(node, "max_tracking_error") or None,
+        blends=interface == "arm_sdk",
         **{name: read(node, name) for name in WATCHED},
     )
     rate = read(node, "rate_hz")
