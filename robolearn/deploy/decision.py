@@ -191,11 +191,12 @@ class DecisionFunction:
         """Return the largest difference to the policy over some made-up observations around the centre of the data."""
         rng, worst = generator(0, "decision probes"), 0.0
         half = self.spaces.action_scaling()[1]
+        half = np.where(half > 0, half, 1.0)  # an element that is held still is compared in its own unit
         for _ in range(_PROBES):
             seen = {key: self._probe(key, rng) for key in self.spaces.observation}
             latent = rng.standard_normal((self.config.batch, *self.latent_shape)).astype(np.float32)
             gap = self.decode(seen, latent).actions - self.policy.decode(seen, latent).actions
-            worst = max(worst, float(np.abs(gap / half).max()))
+            worst = float(np.maximum(worst, np.abs(gap / half).max()))  # max() of Python drops what is not a number
         return worst
 
     def _probe(self, key: str, rng: np.random.Generator) -> Array:

@@ -11,7 +11,7 @@ from robolearn.core.observation import flat_streams, select_observation
 from robolearn.core.protocols import ContinuingPolicy, LatentPolicy
 from robolearn.core.types import ENVIRONMENT_STATE, STATE, FeatureSpec, Spaces
 from robolearn.data.normalizer import Normalizer, Statistics
-from robolearn.deploy.decision import DecisionConfig, DecisionFunction, pin_threads
+from robolearn.deploy.decision import DecisionConfig, DecisionFunction, _Decode, pin_threads
 from robolearn.nets.denoisers import DenoiserConfig
 from robolearn.nets.mlp import MlpConfig
 from robolearn.policies import config_class, make_policy
@@ -123,6 +123,27 @@ def test_bf16_is_refused_where_it_changes_the_actions_too_much():
     assert 1e-5 < fast.difference < 1.0
     with pytest.raises(RefusedError, match=r"more than 1e-05 \(bf16"):
         DecisionFunction(policy, DecisionConfig(precision="bf16", tolerance=1e-5))
+
+
+def test_numbers_that_are_not_finite_are_refused(monkeypatch):
+    # The largest of 0 and not-a-number was 0: a fast path that gave nothing else passed the comparison.
+    forward = _Decode.forward
+    monkeypatch.setattr(_Decode, "forward", lambda self, *inputs: forward(self, *inputs) * torch.nan)
+    with pytest.raises(RefusedError, match="differs from its policy by nan"):
+        DecisionFunction(policy_of("diffusion"), DecisionConfig(mode="eager"))
+
+
+def test_an_action_without_a_range_is_compared_in_its_own_unit(monkeypatch):
+    # A gap was divided by a half range of 0, and 0 / 0 taken for no difference.
+    held = replace(SPACES, action_low=(-1.0,) * 4 + (0.0,), action_high=(1.0,) * 4 + (0.0,))
+    policy = policy_of("diffusion")
+    policy.spaces = select_observation(held, KEYS)
+    assert DecisionFunction(policy, DecisionConfig(mode="eager")).difference <= 1e-5
+    forward = _Decode.forward
+    shift = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.5])
+    monkeypatch.setattr(_Decode, "forward", lambda self, *inputs: forward(self, *inputs) + shift)
+    with pytest.raises(RefusedError, match=r"differs from its policy by 0\.5 half ranges"):
+        DecisionFunction(policy, DecisionConfig(mode="eager"))
 
 
 def test_operations_are_counted_at_the_operators():
