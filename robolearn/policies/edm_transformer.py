@@ -92,7 +92,7 @@ class EdmTransformer(nn.Module):
         self.config, self.goal, self.sigmas = config, goal, config.sigmas()
         self.net = PrefixTransformer(transformer, tokens=_tokens(encoder, goal.key), shape=shape, known_actions=known_actions)
         self.register_buffer("table", torch.tensor(self.sigmas[:-1]), persistent=False)
-        self._levels: tuple[object, Levels] | None = None
+        self._levels: dict[torch.dtype | None, tuple[object, Levels]] = {}
 
     def chunk_error(self, clean: Tensor, condition: Tensor, known: Tensor | None, rng: torch.Generator) -> tuple[Tensor, dict]:
         """See :meth:`GenerativePolicy.chunk_error`: errors of the network's own output, which weighs all levels alike."""
@@ -163,19 +163,22 @@ class EdmTransformer(nn.Module):
         return denoise
 
     def levels(self) -> Levels:
-        """Return what the weights alone decide about the sampler's levels; kept until a weight changes."""
-        key = (self.table.device, *((p.data_ptr(), p._version) for p in self.net.parameters()))
-        if self._levels is None or self._levels[0] != key:
+        """Return what the weights alone decide about the sampler's levels; kept per arithmetic until a weight changes."""
+        device = self.table.device
+        # Who decides in bfloat16 must not leave rounded levels to those who do not.
+        rounded = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        key = (device, *((p.data_ptr(), p._version) for p in self.net.parameters()))
+        if rounded not in self._levels or self._levels[rounded][0] != key:
             # Gradients with respect to the chunk (guidance) may be asked for later, so these must not be inference tensors.
             with torch.inference_mode(False), torch.no_grad():
-                self._levels = key, self.net.prepare_levels(edm.scales(self.table, self.config.sigma_data).noise)
-        return self._levels[1]
+                self._levels[rounded] = key, self.net.prepare_levels(edm.scales(self.table, self.config.sigma_data).noise)
+        return self._levels[rounded][1]
 
     def __deepcopy__(self, memo: dict) -> EdmTransformer:
         """Copy without the kept levels, which belong to the original's weights."""
         import copy
 
-        kept, self._levels = self._levels, None
+        kept, self._levels = self._levels, {}
         try:
             made = self.__class__.__new__(self.__class__)
             memo[id(self)] = made

@@ -119,6 +119,17 @@ def test_training_is_noticed():
     )
 
 
+def test_deciding_in_bfloat16_leaves_no_rounded_levels_behind():
+    # What the weights decide about the levels was kept as autocast had made it, for decisions in float32, too.
+    policy = make()
+    seen, noisy = condition(policy), torch.ones(3, 6, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        policy.fast_denoiser(seen)(noisy, 0)
+    torch.testing.assert_close(
+        policy.fast_denoiser(seen)(noisy, 0), policy.denoised(noisy, torch.zeros(3, dtype=torch.long), seen)
+    )
+
+
 def test_two_fused_experts_are_their_weighted_sum():
     torch.manual_seed(0)
     experts = Experts(4, MoeConfig(experts=3, top_k=2, hidden_ratio=2.0))
