@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from robolearn.commands.recipe import DataRecipe, Recipe, task_recipes
+from robolearn.commands.recipe import Recipe, task_recipes
 from robolearn.core.errors import RefusedError
 from robolearn.core.multitask import TASK, join_spaces
 from robolearn.core.observation import flat_streams, select_observation
 from robolearn.core.seeding import generator
-from robolearn.core.types import Spaces
+from robolearn.core.types import ACTION, Spaces
 from robolearn.data.dataset import WindowConfig, WindowDataset
 from robolearn.data.hindsight import GOAL, HindsightWindows
 from robolearn.data.joined import JoinedDataset, TaskWindows, joined_statistics
-from robolearn.data.normalizer import Mode, Normalizer
+from robolearn.data.normalizer import Mode, Normalizer, Statistics
 from robolearn.data.split import select_episodes, split
 from robolearn.data.store import EpisodeStore
 from robolearn.data.weights import EpisodeWeights
@@ -45,7 +45,8 @@ def learnables(recipe: Recipe, *, device: str, normalizer: Normalizer | None = N
     A ``normalizer`` that is given is copied instead.
 
     Raises:
-        RefusedError: a store is missing or of another task, tasks do not fit each other, or a stream or goal is not there.
+        RefusedError: a store is missing or of another task, tasks do not fit each other, a stream or goal is not there, or the
+            policy would cut demonstrated actions off.
     """
     config = recipe.policy.config
     for field in ("obs_horizon", "pred_horizon", "observation_keys"):
@@ -60,11 +61,11 @@ def learnables(recipe: Recipe, *, device: str, normalizer: Normalizer | None = N
     spaces = {name: select_observation(windows.spaces, own) for name, windows in training.items()}
     if TASK not in keys:
         (name,) = training
-        fitted = _normalizer(spaces[name], recipe.data, training[name].statistics(), normalizer)
+        fitted = _normalizer(spaces[name], recipe, training[name].statistics(), normalizer)
         return Learnables(_policy(recipe, spaces[name], fitted), training[name], held_out.get(name))
     joined = select_observation(join_spaces(spaces), keys)
     statistics = joined_statistics({name: windows.statistics() for name, windows in training.items()}, joined)
-    fitted = _normalizer(joined, recipe.data, statistics, normalizer)
+    fitted = _normalizer(joined, recipe, statistics, normalizer)
     source = JoinedDataset(training, joined, fitted, balanced=recipe.data.balanced)
     validation = JoinedDataset(held_out, joined, fitted, balanced=False) if len(held_out) == len(training) else None
     return Learnables(_policy(recipe, joined, fitted), source, validation)
@@ -113,13 +114,28 @@ def _windows(recipe: Recipe, keys: list[str], device: str) -> tuple[TaskWindows,
     return windows(training_rows, weights), windows(held_out) if held_out else None
 
 
-def _normalizer(spaces: Spaces, data: DataRecipe, statistics: dict, given: Normalizer | None) -> Normalizer:
+def _normalizer(spaces: Spaces, recipe: Recipe, statistics: dict, given: Normalizer | None) -> Normalizer:
     """Return a copy of ``given``, or a normaliser fitted to ``statistics``; which task it is stays 0 or 1."""
     if given is not None:
         return copy.deepcopy(given)
-    streams = flat_streams(spaces)
-    modes: dict[str, Mode] = {key: "identity" if key == TASK else data.normalization for key in streams}
-    return Normalizer(streams, modes).fit(statistics)
+    streams, chosen = flat_streams(spaces), recipe.data.normalization
+    modes: dict[str, Mode] = {key: "identity" if key == TASK else chosen for key in streams}
+    fitted = Normalizer(streams, modes).fit(statistics)
+    _require_reach(recipe, fitted, statistics[ACTION])
+    return fitted
+
+
+def _require_reach(recipe: Recipe, fitted: Normalizer, demonstrated: Statistics) -> None:
+    """Refuse a policy whose ``clip`` cuts demonstrated actions off; scaled by their extremes, they end at its default of 1."""
+    nested = hasattr(recipe.policy.config, "edm")
+    clip = getattr(recipe.policy.config.edm if nested else recipe.policy.config, "clip", 0.0)
+    reach = float(fitted.apply(ACTION, torch.tensor([demonstrated.minimum, demonstrated.maximum])).abs().max())
+    if fitted.modes[ACTION] != "min_max" and clip and reach > clip:
+        name = "policy.edm.clip" if nested else "policy.clip"
+        raise RefusedError(
+            f"data.normalization={fitted.modes[ACTION]}: demonstrated actions reach {reach:.3g} in these units, {name}={clip:g} "
+            f"cuts them off. Set {name}=0, or a bound beyond them."
+        )
 
 
 def _policy(recipe: Recipe, spaces: Spaces, normalizer: Normalizer) -> Any:
