@@ -199,6 +199,19 @@ def test_an_e_stop_of_another_qos_is_none(client: Client, arm: FakeArm, launched
     assert "the e-stop's publisher was silent" in why
 
 
+def test_a_second_e_stop_latches_and_refuses_a_reset(client: Client, arm: FakeArm) -> None:
+    # With two publishers the one's heartbeat hid the other's death, and its "not pressed" the other's "pressed".
+    arm.bring_up()
+    move(arm, reach(arm, 1.0))
+    second = client.node.create_publisher(Bool, "e_stop", COMMAND_QOS)
+    play(arm, reach(arm, 1.0), lambda: arm.went("latched", "second_e_stop"), what="the latch")
+    refused, why = client.trigger("gate_node/reset")
+    assert not refused
+    assert "Several nodes publish e_stop" in why
+    client.node.destroy_publisher(second)
+    arm.wait_for_reset()
+
+
 def test_malformed_parameters_end_a_node_with_code_2(tmp_path: Path, domain: str) -> None:
     bad = {
         "syntax": ("a: [1\n  b: }", "Couldn't parse params file"),

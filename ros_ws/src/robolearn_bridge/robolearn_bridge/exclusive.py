@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rclpy.node import Node
+from rclpy.qos import ReliabilityPolicy
 
 from robolearn.core.errors import RefusedError
 
@@ -70,6 +71,25 @@ class ExclusiveTopics:
         """
         if others := self.others():
             raise RefusedError(f"Another node commands this robot: {', '.join(others)}.")
+
+
+def reliable_publishers(node: Node, topic: str) -> list[str]:
+    """Return the nodes whose messages a reliable subscription to ``topic`` gets; one that publishes twice is there twice."""
+    if not node.count_publishers(topic):
+        return []
+    infos = node.get_publishers_info_by_topic(node.resolve_topic_name(topic))
+    reliable = [info for info in infos if info.qos_profile.reliability == ReliabilityPolicy.RELIABLE]
+    return [f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in reliable]
+
+
+def require_single(node: Node, topic: str) -> None:
+    """Refuse several publishers: messages do not tell whose they are, so that one could die, or ask for a stop, unnoticed.
+
+    Raises:
+        RefusedError: names them all.
+    """
+    if len(names := reliable_publishers(node, topic)) > 1:
+        raise RefusedError(f"Several nodes publish {topic}, of which one could fall silent unnoticed: {', '.join(names)}.")
 
 
 def lock_file(topic: str, domain: int) -> Path:

@@ -26,7 +26,7 @@ from robolearn.deploy.codecs import decode, stamp_ns
 from robolearn.deploy.gate_config import JOINT_STATES, Command, GateState
 from robolearn_bridge.adapters import Output, rate_outputs
 from robolearn_bridge.diagnostics import report
-from robolearn_bridge.exclusive import ExclusiveTopics
+from robolearn_bridge.exclusive import ExclusiveTopics, reliable_publishers, require_single
 from robolearn_bridge.gate_parameters import declare_gate, make_gate
 from robolearn_bridge.inbox import Inbox
 from robolearn_bridge.lifecycle import SafeLifecycleNode, run
@@ -261,6 +261,7 @@ class GateNode(SafeLifecycleNode):
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._topics.require_alone()
+        require_single(self, "e_stop")
         with self._lock:
             self._gate.reset(now_s=self._now_s())
         response.success = True
@@ -355,7 +356,7 @@ class GateNode(SafeLifecycleNode):
     # ---- watching ------------------------------------------------------------------------------------------------------------
 
     def _watch_others(self) -> None:
-        """Two commanders: whoever of them is a gate ramps down and sends nothing more until the other is gone."""
+        """Two commanders: whoever of them is a gate ramps down and sends nothing more until the other is gone; two e-stops latch."""
         if self._loop is None:
             return
         others = self._topics.others()
@@ -364,6 +365,10 @@ class GateNode(SafeLifecycleNode):
             with self._lock:
                 self._gate.stop("second_commander", now_s=self._now_s())
                 self._gate.disarm(now_s=self._now_s())
+        if len(several := reliable_publishers(self, "e_stop")) > 1:
+            self._problem = f"several nodes publish e_stop: {', '.join(several)}"
+            with self._lock:
+                self._gate.stop("second_e_stop", now_s=self._now_s())
 
     def _report(self) -> None:
         errors = np.array(self._tick_errors_s)

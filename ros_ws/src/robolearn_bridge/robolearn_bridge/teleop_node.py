@@ -66,11 +66,17 @@ class TeleopNode(SafeLifecycleNode):
             raise RefusedError(f"axes needs {rates} entries for {self._names}, got {list(read(self, 'axes'))}.")
         if self._device in ("joy", "twist") and len(read(self, "scales")) != rates:
             raise RefusedError(f"scales needs {rates} entries for {self._names}, got {list(read(self, 'scales'))}.")
+        if self._device == "joy":
+            self._require_buttons()
+        elif read(self, "estop_button") >= 0:
+            raise RefusedError(
+                f"estop_button needs device=joy: a {self._device} has no button, so that it would never be pressed."
+            )
         if self._device == "leader":
             self._configure_leader()
         self._wish: Array | None = None
         self._wish_at = self._held_at = -np.inf
-        self._held = self._pressed = False
+        self._held = self._pressed = self._zeroed = False
         self._leader = self._robot = self._leader_zero = self._robot_zero = np.full(len(self._names), np.nan)
         self._chunks = self.create_lifecycle_publisher(JointTrajectory, "teleop/chunk", COMMAND_QOS)
         kinds: dict[str, list[tuple[type, str, Any]]] = {
@@ -88,6 +94,12 @@ class TeleopNode(SafeLifecycleNode):
         ]
         self._estop = self.create_publisher(Bool, "e_stop", COMMAND_QOS) if read(self, "estop_button") >= 0 else None
         self._timer = self.create_timer(1 / read(self, "rate_hz"), self.guarded(self._on_timer, "timer"))
+
+    def _require_buttons(self) -> None:
+        """Refuse negative numbers: they would be counted from the end; only estop_button may be -1, which is none."""
+        used = [*read(self, "axes"), read(self, "deadman_button"), read(self, "gripper_button"), read(self, "estop_button") + 1]
+        if min(used) < 0:
+            raise RefusedError("axes, deadman_button and gripper_button must not be negative; estop_button must be -1 or more.")
 
     def _configure_leader(self) -> None:
         spec = load_robot(read(self, "robot"))
@@ -128,13 +140,16 @@ class TeleopNode(SafeLifecycleNode):
     def _on_joy(self, message: Joy) -> None:
         axes, buttons = np.asarray(message.axes, float), list(message.buttons)
         used = [int(a) for a in read(self, "axes")]
-        if max(used) >= len(axes) or max(read(self, "deadman_button"), read(self, "gripper_button")) >= len(buttons):
-            raise RefusedError(f"The joystick has {len(axes)} axes and {len(buttons)} buttons; axes {used} are configured.")
+        deadman, closes, stop = (read(self, f"{name}_button") for name in ("deadman", "gripper", "estop"))
+        if max(used) >= len(axes) or max(deadman, closes, stop) >= len(buttons):
+            raise RefusedError(
+                f"The joystick has {len(axes)} axes and {len(buttons)} buttons; axes {used} and buttons {deadman}, {closes}, "
+                f"{stop} are configured."
+            )
+        self._pressed |= stop >= 0 and bool(buttons[stop])
         rates = axes[used] * np.asarray(read(self, "scales"))
-        gripper = 1.0 if buttons[read(self, "gripper_button")] else -1.0
-        self._take(np.append(rates, gripper), bool(buttons[read(self, "deadman_button")]))
-        stop = read(self, "estop_button")
-        self._pressed = self._pressed or (0 <= stop < len(buttons) and bool(buttons[stop]))
+        gripper = 1.0 if buttons[closes] else -1.0
+        self._take(np.append(rates, gripper), bool(buttons[deadman]))
 
     def _on_twist(self, message: TwistStamped) -> None:
         linear, angular = message.twist.linear, message.twist.angular
@@ -143,8 +158,8 @@ class TeleopNode(SafeLifecycleNode):
 
     def _on_leader(self, message: JointState) -> None:
         self._leader = self._in_actions(decode("joint_state", message, self._names)["position"])
-        if not self._held:
-            self._leader_zero, self._robot_zero = self._leader, self._robot
+        if not (self._held and self._zeroed):
+            self._leader_zero, self._robot_zero, self._zeroed = self._leader, self._robot, self._held
         moved = self._robot_zero + (self._leader - self._leader_zero) * read(self, "scale")
         self._take(np.where(self._is_gripper, self._leader, moved), self._held)
 
@@ -165,6 +180,7 @@ class TeleopNode(SafeLifecycleNode):
         self._robot = robot
 
     def _on_deadman(self, message: Bool) -> None:
+        self._zeroed &= self._held and message.data  # a new grip begins at the next reading of the leader
         self._held, self._held_at = bool(message.data), time.monotonic()
 
     def _take(self, wish: Array, held: bool) -> None:
@@ -180,7 +196,8 @@ class TeleopNode(SafeLifecycleNode):
             # A silent joystick publishes nothing, which the gate takes for a stop as well.
             self._estop.publish(Bool(data=self._pressed))
         fresh = now - self._wish_at <= timeout and now - self._held_at <= timeout
-        if not (self._held and fresh) or self._wish is None:
+        self._held &= fresh  # what comes after a silence is a new grip
+        if not self._held or self._wish is None or (self._device == "leader" and not self._zeroed):
             return
         period = round(1e9 / read(self, "rate_hz"))
         rows = np.repeat(self._wish[None], HORIZON, axis=0)
