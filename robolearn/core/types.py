@@ -7,6 +7,7 @@ Observation keys are LeRobot's: ``observation.state`` (what a real robot measure
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -59,6 +60,8 @@ class Spaces:
         n = self.action.shape[0]
         if len(self.action_low) != n or len(self.action_high) != n:
             raise RefusedError(f"Action bounds must have {n} entries, got {len(self.action_low)} and {len(self.action_high)}.")
+        if not (math.isfinite(self.control_rate_hz) and self.control_rate_hz > 0):
+            raise RefusedError(f"control_rate_hz={self.control_rate_hz} must be positive and finite.")
 
     @property
     def action_dim(self) -> int:

@@ -17,8 +17,19 @@ from robolearn.core.errors import RefusedError, nearest
 from robolearn.core.types import Array, Episode, is_image
 from robolearn.data.disk import refusal
 from robolearn.data.episode_file import Rows
-from robolearn.data.formats.exchange import EpisodeSource, ExportOptions, Format, ImportOptions, OnEpisode, StoreSource, pieces
-from robolearn.data.header import StoreHeader
+from robolearn.data.formats.exchange import (
+    EpisodeSource,
+    ExportOptions,
+    Format,
+    ImportOptions,
+    OnEpisode,
+    StoreSource,
+    last_value,
+    pieces,
+    required,
+    told_success,
+)
+from robolearn.data.header import REWARD, StoreHeader
 from robolearn.data.store import EpisodeStore
 
 STORE = "store"
@@ -72,15 +83,54 @@ def open_any(known: Mapping[str, Format], path: Path, name: str | None, options:
     """Open episodes of any format for reading.
 
     Raises:
-        RefusedError: see :func:`find_format` and the format's ``open_source``.
+        RefusedError: the file contradicts ``options``, or see :func:`find_format` and the format's ``open_source``.
     """
     form = find_format(known, path, name)
-    if form is None:
-        return StoreSource(EpisodeStore.open(path))
     try:
-        return form.open_source(path, options)
+        source = form.open_source(path, options) if form else StoreSource(EpisodeStore.open(path))
     except OSError as error:
         raise refusal(error, f"Cannot read {path}") from error
+    try:
+        _require_as_said(source.header, options, where=str(path))
+    except RefusedError:
+        source.close()
+        raise
+    return _AsSaid(source, options.success, str(path)) if options.success else source
+
+
+def _require_as_said(header: StoreHeader, options: ImportOptions, *, where: str) -> None:
+    """Refuse what the caller said of a file that says otherwise itself."""
+    found = {"robot": header.spaces.robot, "control_rate_hz": header.spaces.control_rate_hz}
+    for name, value in {"task": header.task, "fidelity": header.fidelity, **found}.items():
+        if getattr(options, name) is not None:
+            required(getattr(options, name), value, name=name, where=where)
+
+
+class _AsSaid:
+    """Episodes that are refused where their file contradicts what the caller said of their outcome."""
+
+    def __init__(self, source: EpisodeSource, success: str, where: str) -> None:
+        self._source, self._success, self._where = source, success, where
+        self.header = source.header
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._source.notes
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def episode(self, index: int) -> Episode:
+        episode = self._source.episode(index)
+        said = told_success(self._success, last_value(episode.data.get(REWARD)), where=self._where)
+        if episode.success != said:
+            raise RefusedError(
+                f"{self._where} says success {episode.success} of episode {index}; --success {self._success} contradicts it."
+            )
+        return episode
+
+    def close(self) -> None:
+        self._source.close()
 
 
 def import_episodes(source: EpisodeSource, path: Path, on_step: Progress) -> Conversion:

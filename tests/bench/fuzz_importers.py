@@ -47,7 +47,7 @@ TARGETS = {
     "lerobot": "lerobot",
     "lerobot video": "lerobot_video",
 }
-UNSAID = ImportOptions(task="lift", robot="panda", control_rate_hz=20.0, fidelity="real", success="yes")
+UNSAID = ImportOptions(task="lift", robot="panda", control_rate_hz=20.0, fidelity="exact", success="yes")
 LIMIT_S = 20.0
 VALUES = (b"0", b"-1", b"1", b"2147483648", b"99999999999999999999", b"1e309", b"NaN", b"null", b'"../../x"')
 

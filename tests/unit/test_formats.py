@@ -1,5 +1,6 @@
 """Exchange formats: what goes out comes back bit for bit, and what is wrong is refused by name."""
 
+import dataclasses
 import json
 import struct
 import zipfile
@@ -21,7 +22,7 @@ from robolearn.data.formats.robomimic import SIM_STATE
 from robolearn.data.store import EpisodeStore
 
 FORMATS = known_formats()
-UNSAID = ImportOptions(task="lift", robot="panda", control_rate_hz=20.0, fidelity="real", success="yes")
+UNSAID = ImportOptions(task="lift", robot="panda", control_rate_hz=20.0, fidelity="exact", success="yes")
 QUICK = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
@@ -205,6 +206,39 @@ def test_a_strangers_hdf5_is_read_with_its_own_names(tmp_path):
         back(path, tmp_path / "t", ImportOptions(task="Can", fidelity="reference", success="yes"))
     with pytest.raises(RefusedError, match="--success yes, no or reward"):
         back(path, tmp_path / "t", ImportOptions(fidelity="reference"))
+
+
+CONTRADICTIONS = {
+    "says task 'lift', but 'other' is asked for": {"task": "other"},
+    "says robot 'panda', but 'ur5'": {"robot": "ur5"},
+    "says control_rate_hz 20.0, but 50.0": {"control_rate_hz": 50.0},
+    "says fidelity 'exact', but 'real'": {"fidelity": "real"},
+    "says success True of episode 0; --success no contradicts it": {"success": "no"},
+    "has no rewards, so --success reward cannot be told": {"success": "reward"},
+}
+
+
+@pytest.mark.parametrize("words", CONTRADICTIONS)
+@pytest.mark.parametrize("name", ["store", "zarr"])
+def test_what_contradicts_a_file_that_says_it_itself_is_refused(tmp_path, sample, name, words):
+    # Files of our own have everything in them; what was said beside was passed over, and success was reported.
+    path = sample if name == "store" else tmp_path / "x.zarr.zip"
+    if name == "zarr":
+        send(sample, name, path)
+    with pytest.raises(RefusedError, match=words):
+        back(path, tmp_path / "t", ImportOptions(**CONTRADICTIONS[words]))
+    assert not (tmp_path / "t").exists()
+    back(path, tmp_path / "t", UNSAID)
+
+
+@pytest.mark.parametrize("rate", [-5.0, 0.0, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_refused(tmp_path, rate):
+    # A stranger's file became a store of -5 Hz.
+    path = strangers_hdf5(tmp_path / "x.hdf5")
+    with h5py.File(path, "a") as file:
+        file["data"].attrs["env_args"] = json.dumps({"env_name": "Lift"})
+    with pytest.raises(RefusedError, match=r"control_rate_hz=.* must be positive and finite"):
+        back(path, tmp_path / "s", dataclasses.replace(UNSAID, task=None, control_rate_hz=rate))
 
 
 def put(value):
