@@ -22,6 +22,8 @@ from robolearn.data.store import EpisodeStore
 
 MAX_STEPS = 200_000
 """More steps than this are thinned evenly before neighbours are searched."""
+MAX_NEIGHBOURS = 4_000_000
+"""So many of them are held in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -164,22 +166,31 @@ def state_action_pairs(states: Array, actions: Array, *, bins: int = 5) -> int:
 def _foreign_neighbours(states: Array, episode: Array, k: int) -> tuple[Array, Array]:
     """Return (t, k) indices of the nearest steps of other episodes and whether each exists."""
     n, reach = len(states), 4 * k
-    tree = cKDTree(states)
     chosen, valid = np.zeros((n, k), np.int64), np.zeros((n, k), bool)
-    waiting = np.arange(n)
+    if (episode == episode[:1]).all():
+        return chosen, valid
+    tree, waiting = cKDTree(states), np.arange(n)
     while len(waiting):
         reach = min(reach, n)
-        found = tree.query(states[waiting], k=reach)[1].reshape(len(waiting), reach)
-        foreign = episode[found] != episode[waiting][:, None]
-        order = np.argsort(~foreign, axis=1, kind="stable")[:, :k]
-        width = order.shape[1]
-        chosen[waiting, :width] = np.take_along_axis(found, order, 1)
-        valid[waiting, :width] = np.take_along_axis(foreign, order, 1)
+        # Where all neighbours are of the own episode, everything is looked at: so many steps at once as memory allows.
+        blocks = np.array_split(waiting, -(-len(waiting) * reach // MAX_NEIGHBOURS))
+        waiting = np.concatenate([_search(tree, block, episode, reach, (chosen, valid)) for block in blocks])
         if reach == n:
             break
-        waiting = waiting[foreign.sum(1) < k]
         reach *= 8
     return chosen, valid
+
+
+def _search(tree: cKDTree, steps: Array, episode: Array, reach: int, into: tuple[Array, Array]) -> Array:
+    """Write the foreign ones among the ``reach`` nearest of each of ``steps`` into (chosen, valid); return who has too few."""
+    chosen, valid = into
+    found = tree.query(tree.data[steps], k=reach)[1].reshape(len(steps), reach)
+    foreign = episode[found] != episode[steps][:, None]
+    order = np.argsort(~foreign, axis=1, kind="stable")[:, : chosen.shape[1]]
+    width = order.shape[1]
+    chosen[steps, :width] = np.take_along_axis(found, order, 1)
+    valid[steps, :width] = np.take_along_axis(foreign, order, 1)
+    return steps[foreign.sum(1) < chosen.shape[1]]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Measures of data, worked by hand; weights; edits of stores."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,20 @@ def test_action_divergence_compares_with_other_episodes_alone():
     np.testing.assert_allclose(found, [0.25, 0.25, 1.0])
     # Of one episode alone nothing can be said.
     np.testing.assert_array_equal(quality.action_divergence(states, actions, np.zeros(3, int)), 0)
+
+
+def test_memory_stays_bounded_where_all_neighbours_are_of_the_own_episode(monkeypatch):
+    # Every step of two episodes far apart looked at every other one, all at once: 60 GB at 60,000 steps.
+    rng = np.random.default_rng(0)
+    states = np.cumsum(rng.normal(size=(2000, 2)), axis=0) + 1e4 * (np.arange(2000) >= 1000)[:, None]
+    actions, episode = rng.normal(size=(2000, 1)), np.repeat([0, 1], 1000)
+    whole = quality.action_divergence(states, actions, episode)
+    monkeypatch.setattr(quality, "MAX_NEIGHBOURS", 20_000)
+    tracemalloc.start()
+    np.testing.assert_array_equal(quality.action_divergence(states, actions, episode), whole)
+    quality.action_divergence(states, actions, np.zeros(2000, int))
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
 
 
 def test_transition_diversity_is_the_variance_of_the_moves():
