@@ -152,26 +152,30 @@ class So101Node(SafeLifecycleNode):
                 f"{role} {list(message.data)} must be {len(low)} finite numbers within the limits; nothing was sent."
             )
         if role == "command":
-            far = np.abs(values - self._measured[part]).max()
-            allowed = STEP_LIMITS * float(np.max(self._spec.max_relative_target))
-            if far > allowed:
-                raise RefusedError(
-                    f"A command {far:.2f} rad from the measured position (allowed {allowed:.2f}); nothing was sent."
-                )
+            self._require_near(values)
             self._commanded_at = time.monotonic()
         self._wanted[role] = values
+
+    def _require_near(self, values: Array) -> None:
+        far = np.abs(values - self._measured[: self._spec.dim]).max()
+        allowed = STEP_LIMITS * float(np.max(self._spec.max_relative_target))
+        if far > allowed:
+            raise RefusedError(f"A command {far:.2f} rad from the measured position (allowed {allowed:.2f}); nothing was sent.")
 
     def _on_timer(self) -> None:
         if not self._active:
             return
+        # What came before a read is for where the arm was then: a bus that fails may be back when the arm is elsewhere.
+        wanted, self._wanted = self._wanted, {}
         self._measured = self._driver.read()
         stamp_ns = time.time_ns()
         self._counts["reads"] += 1
         joints = (*self._spec.joints, self._spec.grippers[0].joint)
         self._states.publish(joint_state(joints, self._measured, stamp_ns))
-        if not self._wanted:
+        if not wanted:
             return
-        wanted, self._wanted = self._wanted, {}
+        if "command" in wanted:
+            self._require_near(wanted["command"])
         arm, gripper = self._goal[: self._spec.dim], self._goal[self._spec.dim :]
         self._goal = np.concatenate([wanted.get("command", arm), wanted.get("gripper_command", gripper)])
         self._driver.write(self._goal)
