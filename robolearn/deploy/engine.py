@@ -114,8 +114,16 @@ class Engine:
             self._fallback.fallen_back = False
 
     def skip(self, frame: Observation) -> None:
-        """Take the frame of a control step that went by without a decision; see :meth:`ChunkExecutor.skip`."""
-        self._executor.skip({key: value[None] for key, value in frame.items()})
+        """Take the frame of a control step that went by without a decision; see :meth:`ChunkExecutor.skip`.
+
+        Raises:
+            RefusedError: the frame does not fit the policy; the plan is forgotten.
+        """
+        try:
+            self._executor.skip({key: value[None] for key, value in frame.items()})
+        except RefusedError:
+            self._replan()
+            raise
 
     def act(self, frame: Observation) -> Array:
         """Return (h, a) float32: the action for the frame's control step, then what is planned behind it.
@@ -124,21 +132,29 @@ class Engine:
             frame: key -> array without batch axis; frames come one control step apart, but for those given to :meth:`skip`.
 
         Raises:
-            RefusedError: the frame does not fit the policy, or the policy returned a number that is not finite.
+            RefusedError: the frame does not fit the policy, or the policy returned a number that is not finite. The plan is
+                forgotten: its step went by, so that what is left of it would come a step late.
         """
         if self._score is not None:
             self.novelty = self._score(frame)
             if self._fallback is not None and self.novelty > 1 and not self.fallen_back:
-                self._forget_pending()
+                self._replan()
                 self._fallback.fallen_back = True
-                self._executor.replan()
-        return self._plan(frame)
+        try:
+            return self._plan(frame)
+        except RefusedError:
+            self._replan()
+            raise
 
     def close(self) -> None:
         """Wait for a decision in the background and end its thread; a second call does nothing."""
         self._forget_pending()
         if self._thread is not None:
             self._thread.shutdown()
+
+    def _replan(self) -> None:
+        self._forget_pending()
+        self._executor.replan()
 
     def _plan(self, frame: Observation) -> Array:
         begin = self._clock()

@@ -259,6 +259,8 @@ class ChunkExecutor:
             if newest.dtype.kind == "f" and not np.isfinite(newest[rows]).all():
                 bad = np.flatnonzero(rows & ~np.isfinite(newest).reshape(self._num_rows, -1).all(axis=1))
                 raise RefusedError(f"{key!r} is not finite in rows {bad.tolist()}.")
+        for key, feature in self._policy.spaces.observation.items():  # all or none: what is refused moves no part of the history
+            newest = np.asarray(observation[key])
             if key not in self._history:
                 shape = (self._num_rows, self._policy.obs_horizon, *feature.shape)
                 self._history[key] = np.zeros(shape, feature.dtype)

@@ -189,6 +189,37 @@ def test_what_fails_in_the_background_is_said_at_the_next_step(slow):
     assert len(act(made, 4)) >= 1
 
 
+def test_after_a_refused_frame_row_0_is_for_the_frame_again():
+    # The plan stayed where it was while the world went on: every action until the next decision was a step late.
+    made = engine(Ramp())
+    assert act(made, 1)[0] == 100
+    for refused in (made.act, made.skip):
+        with pytest.raises(RefusedError, match="not finite"):
+            refused({STATE: np.float32([np.nan])})
+        assert act(made, 3)[0] == 300
+        assert act(made, 4)[0] == 301
+
+
+def test_a_frame_that_is_refused_moves_no_part_of_the_history():
+    # The parts before the one that was refused had moved on already, and stayed a step ahead of the others.
+    two = Spaces("r", {"a": FeatureSpec((1,)), "b": FeatureSpec((1,))}, FeatureSpec((1,)), (-1e9,), (1e9,), 20.0)
+    seen = []
+
+    class Both(Ramp):
+        spaces = two
+
+        def predict(self, observation, rng):
+            seen.append([observation[key][0, :, 0].tolist() for key in ("a", "b")])
+            return ActionChunk(np.zeros((1, 4, 1), np.float32))
+
+    made = engine(Both(), horizon=1)
+    made.act({"a": np.float32([1]), "b": np.float32([1])})
+    with pytest.raises(RefusedError):
+        made.act({"a": np.float32([2]), "b": np.float32([np.nan])})
+    made.act({"a": np.float32([3]), "b": np.float32([3])})
+    assert seen[-1] == [[1, 3], [1, 3]]
+
+
 def test_without_a_score_or_a_base_nothing_falls_back():
     unscored, plain = engine(Refined()), engine(Ramp(), score=novelty())
     assert act(unscored, 99)[0] == 9900.75

@@ -82,7 +82,7 @@ def chunk_rows(message: Any, names: Sequence[str]) -> tuple[Array, Array]:
     """Return the rows (h, a) of a chunk in the order of ``names``, and their times after the stamp (h,) in nanoseconds.
 
     Raises:
-        RefusedError: names differ, a row has another length, or the times do not rise strictly from 0. Numbers that are not
+        RefusedError: names differ, a row has another length, or the times do not rise evenly from 0. Numbers that are not
             finite pass: refusing them is the gate's part, which knows what to send instead.
     """
     if sorted(message.joint_names) != sorted(names) or len(set(message.joint_names)) != len(names):
@@ -94,6 +94,8 @@ def chunk_rows(message: Any, names: Sequence[str]) -> tuple[Array, Array]:
     if any(row.shape != (len(names),) for row in rows):
         raise RefusedError(f"A chunk's points need {len(names)} positions each, got {[len(row) for row in rows]}.")
     times = np.array([p.time_from_start.sec * 1_000_000_000 + p.time_from_start.nanosec for p in message.points], np.int64)
-    if times[0] != 0 or (np.diff(times) <= 0).any():
-        raise RefusedError(f"A chunk's times must rise strictly from 0, got {times.tolist()} ns.")
+    steps = np.diff(times)
+    # One step is what a gate knows; a hundredth of it is for rounding.
+    if times[0] != 0 or (steps <= 0).any() or (np.abs(steps - steps[:1]) > steps[:1] / 100).any():
+        raise RefusedError(f"A chunk's times must rise from 0 in equal steps, got {times.tolist()} ns.")
     return np.stack(rows)[:, order], times

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+import traceback
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -107,7 +108,7 @@ class PolicyNode(SafeLifecycleNode):
         self._pending: list[tuple[int, Frame]] = []
         self._episode = 0
         self._counts = {"chunks": 0, "frames_skipped": 0, "frames_refused": 0, "samples_refused": 0}
-        self._last_refusal = ""
+        self._last_refusal = self._failure = ""
         self._chunks = self.create_lifecycle_publisher(JointTrajectory, "policy/chunk", COMMAND_QOS)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", COMMAND_QOS)
         self._inputs = [
@@ -210,7 +211,12 @@ class PolicyNode(SafeLifecycleNode):
                     return
                 frames, episode = self._pending, self._episode
                 self._pending = []
-            self._decide(frames, episode)
+            try:
+                self._decide(frames, episode)
+            except Exception as error:  # a defect of the policy: it asks for nothing more, and somebody has to look
+                self.get_logger().error(f"decision: {traceback.format_exc()}")
+                self._failure = f"the policy failed ({type(error).__name__}: {error})"
+                self._set_acting(False)
 
     def _decide(self, frames: list[tuple[int, Frame]], episode: int) -> None:
         """Publish the chunk of the newest frame, unless the episode or the permission to act is over by then.
@@ -234,7 +240,9 @@ class PolicyNode(SafeLifecycleNode):
         if not self._acting or episode != self._episode:
             return
         novelty = self._engine.novelty
-        source = json.dumps({"source": "policy"} | ({"novelty": novelty} if novelty is not None else {}))
+        # Of a single row the times do not tell for how long it holds.
+        one = {"step_s": self._period_ns / 1e9} if len(rows) == 1 else {}
+        source = json.dumps({"source": "policy"} | one | ({"novelty": novelty} if novelty is not None else {}))
         names = self._bundle.spaces.action.names
         self._chunks.publish(chunk_message(rows, names, stamp_ns=frame.at_ns, period_ns=self._period_ns, source=source))
         self._counts["chunks"] += 1
@@ -242,6 +250,7 @@ class PolicyNode(SafeLifecycleNode):
     def _reset_engine(self) -> None:
         with self._engine_lock:
             # This may wait for a decision; samples go on arriving.
+            self._failure = ""
             self._engine.reset(generator(self._bundle.policy_seed, "episode", int(read(self, "episode_seed"))))
             with self._wake:
                 self._episode += 1
@@ -263,6 +272,8 @@ class PolicyNode(SafeLifecycleNode):
     def _on_start(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._state_machine.current_state[1] != "active":
             raise RefusedError(f"The policy node is {self._state_machine.current_state[1]}; activate it first.")
+        if self._failure:
+            raise RefusedError(f"{self._failure}; see the log, then reset it.")
         self._set_acting(True)
         response.success = True
         return response
@@ -290,7 +301,7 @@ class PolicyNode(SafeLifecycleNode):
             **{f"received of {name}": count for name, count in self._resampler.received.items()},
             **{f"dropped of {name}": count for name, count in self._resampler.dropped.items()},
         }
-        problem = self._last_refusal
+        problem = self._failure or self._last_refusal
         self._last_refusal = ""
         self._diagnostics.publish(report(self, problem, values))
 
