@@ -181,6 +181,8 @@ MISFITS = {
     "interface": ({"interface": "velocity"}, "takes no 'velocity'"),
     "bundle": ({"interface": "rates", "bundle": "/nowhere"}, "No bundle description at /nowhere/bundle.json"),
     "clock": ({"use_sim_time": True}, "use_sim_time"),
+    "lockstep": ({"sync": "lockstep"}, "sync='lockstep' is for simulators"),
+    "tracking": ({"max_tracking_error": 0.2}, "max_tracking_error=0.2 would never be reached"),
     "rate": ({"rate_hz": 5000.0}, "rate_hz=5000.0 must lie in [100.0, 1000.0]"),
 }
 

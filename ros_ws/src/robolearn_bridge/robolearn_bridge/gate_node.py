@@ -68,7 +68,7 @@ class GateNode(SafeLifecycleNode):
         self._on_arrival = read_choice(self, "trigger", ("timer", "state")) == "state" and not self._lockstep
         self._lock = threading.Lock()
         self._ticks, self._pending_ns, self._pending_at = 0, 0, 0.0
-        self._arrived_at = self._heartbeat_at = -np.inf
+        self._arrived_at = self._heartbeat_at = self._answered_at = -np.inf
         self._early: tuple[int, Chunk | None] = (0, None)
         self._tick_errors_s: deque[float] = deque(maxlen=5000)
         self._problem, self._faulted, self._shown = "", 0, ("", "")
@@ -213,8 +213,8 @@ class GateNode(SafeLifecycleNode):
         if self._loop is None:
             return
         values, times = chunk_rows(message, self._gate.names)
-        step_s = float(times[1]) / 1e9 if len(times) > 1 else self._period_s
         tag = json.loads(message.header.frame_id or "{}")
+        step_s = float(times[1]) / 1e9 if len(times) > 1 else float(tag.get("step_s", self._period_s))
         source, novelty = str(tag.get("source", "")), tag.get("novelty")
         stamp = stamp_ns(message)
         if self._lockstep:
@@ -232,7 +232,7 @@ class GateNode(SafeLifecycleNode):
             stamp, chunk = self._early
             if chunk is None or stamp != self._pending_ns:
                 return
-            self._early = (0, None)
+            self._early, self._answered_at = (0, None), time.monotonic()
             self._ticks += 1
             self._gate.on_stream(JOINT_STATES, stamp_s=self._now_s(), now_s=self._now_s())
             self._refused(self._gate.on_chunk(replace(chunk, stamp_s=self._now_s()), now_s=self._now_s()))
@@ -305,7 +305,9 @@ class GateNode(SafeLifecycleNode):
         estop_patience = read(self, "estop_timeout_s") or np.inf
         while not self._closing.wait(0.05):
             now = time.monotonic()
-            reason = "silent" if now - self._pending_at > patience else ""
+            # A step that is answered in time takes one wait for the policy and one for the simulator.
+            silent = now - self._pending_at > patience or now - self._answered_at > 2 * patience
+            reason = "silent" if silent else ""
             reason = "e_stop_lost" if now - self._heartbeat_at > estop_patience else reason
             if reason and self._gate.state is GateState.RUNNING:
                 with self._lock:
@@ -356,7 +358,7 @@ class GateNode(SafeLifecycleNode):
     # ---- watching ------------------------------------------------------------------------------------------------------------
 
     def _watch_others(self) -> None:
-        """Two commanders: whoever of them is a gate ramps down and sends nothing more until the other is gone; two e-stops latch."""
+        """Two commanders: whoever of them is a gate ramps down and sends nothing until the other is gone; two e-stops latch."""
         if self._loop is None:
             return
         others = self._topics.others()

@@ -19,6 +19,8 @@ from robolearn_bridge.parameters import declare, read, read_choice
 
 MAX_RATE_HZ = 1000.0
 UNBOXED = (0.0,)
+SIMULATED = ("rates", "joints")
+"""Interfaces of simulated tasks, which can wait for each command."""
 WATCHED = ("chunk_timeout_s", "max_command_age_s", "max_tick_gap_s", "resume_window_s", "novelty_stop")
 """Fields of :class:`GateConfig` that are parameters under their own name and default."""
 
@@ -78,11 +80,17 @@ def make_gate(node: Node) -> tuple[RobotSpec, CommandGate, list[Output]]:
     """Return the robot, its gate and the topics that the gate writes.
 
     Raises:
-        RefusedError: an unknown robot or interface, a bundle of another robot, or a rate outside the robot's range.
+        RefusedError: an unknown robot or interface, a bundle of another robot, lockstep with a driver, or a rate outside the
+            robot's range.
     """
     interface = read_choice(node, "interface", INTERFACES)
+    lockstep = read(node, "sync") == "lockstep"
+    if lockstep and interface not in SIMULATED:
+        raise RefusedError(
+            f"sync='lockstep' is for simulators: with interface={interface!r} no limit would hold in a driver's time."
+        )
     # In lockstep the gate's clock counts ticks, which come faster or slower than heartbeats: the node watches those by the wall.
-    estop = 0.0 if read(node, "sync") == "lockstep" else read(node, "estop_timeout_s")
+    estop = 0.0 if lockstep else read(node, "estop_timeout_s")
     config = GateConfig(
         policy_timeout_s=read(node, "policy_timeout_s"),
         stream_timeouts_s={JOINT_STATES: read(node, "state_timeout_s")},
