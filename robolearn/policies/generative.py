@@ -141,6 +141,11 @@ class GenerativePolicy(nn.Module, ABC):
         """Where the policy lives."""
         return next(self.parameters()).device
 
+    @property
+    def trained_delay(self) -> int:
+        """How many committed actions it was trained to continue; a student, distilled without any, none."""
+        return 0 if self.config == student_config(self.config) else self.config.max_delay
+
     def loss(self, batch: Mapping[str, Tensor], rng: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of generating the batch's chunks, or of imitating the teacher, and metrics.
 
@@ -261,7 +266,11 @@ class GenerativePolicy(nn.Module, ABC):
 
     def _given(self, condition: Tensor, plan: Tensor, delay: int) -> Denoise:
         """Return a denoiser to which the first ``delay`` actions of ``plan`` are known."""
-        if delay > self.config.max_delay:
+        if delay > self.trained_delay:
+            if self.config.max_delay > self.trained_delay:
+                raise RefusedError(
+                    "A one-step student was not trained to continue a chunk; its teacher was. Take guided or blend."
+                )
             raise RefusedError(f"A delay of {delay} steps exceeds max_delay={self.config.max_delay}, which was trained for.")
         known = (torch.arange(self.pred_horizon, device=plan.device) < delay).expand(len(plan), -1)
         denoise = self.fast_denoiser(condition, known)

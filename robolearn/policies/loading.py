@@ -124,6 +124,5 @@ def read_card(folder: Path, spaces: Spaces | None = None) -> dict[str, object]:
 
 def trained_delay(policy: Policy) -> int:
     """Return how many committed actions a policy, or the base of a refined one, was trained to continue; 0 if none."""
-    own = getattr(getattr(policy, "config", None), "max_delay", None)
-    base = getattr(policy, "base", None)
+    own, base = getattr(policy, "trained_delay", None), getattr(policy, "base", None)
     return trained_delay(base) if own is None and base is not None else int(own or 0)

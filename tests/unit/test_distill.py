@@ -13,6 +13,7 @@ from robolearn.diffusion.consistency import consistency_error
 from robolearn.policies import config_class, make_policy
 from robolearn.policies.edm_transformer import EdmConfig
 from robolearn.policies.generative import student_config
+from robolearn.policies.loading import trained_delay
 
 SPACES = Spaces("r", {STATE: FeatureSpec((1,))}, FeatureSpec((1,)), (-1.0,), (1.0,), 10.0)
 SIGMAS = edm.sigma_steps("exponential", 6, low=0.05, high=5.0)
@@ -102,6 +103,20 @@ def test_only_a_fitting_student_learns_from_a_teacher():
     config = config_class("flow")(observation_keys=(STATE,))
     with pytest.raises(RefusedError, match="must be configured as student_config"):
         make("flow", config).learn_from(make("flow", config))
+
+
+@pytest.mark.parametrize("name", ["flow", "beso"])
+def test_a_student_does_not_claim_what_only_its_teacher_was_trained_for(name):
+    # Distillation gives no action clean, but the student kept its teacher's max_delay and was given committed actions.
+    config = config_class(name)(observation_keys=(STATE,), pred_horizon=4, max_delay=2)
+    teacher, student = make(name, config), make(name, student_config(config))
+    student.learn_from(teacher)
+    assert (trained_delay(teacher), trained_delay(student)) == (2, 0)
+    seen, plan = {STATE: np.zeros((1, 2, 1), np.float32)}, np.zeros((1, 3, 1), np.float32)
+    teacher.continue_chunk(seen, np.random.default_rng(0), plan, delay=2, method="trained")
+    with pytest.raises(RefusedError, match="one-step student was not trained to continue a chunk"):
+        student.continue_chunk(seen, np.random.default_rng(0), plan, delay=2, method="trained")
+    student.continue_chunk(seen, np.random.default_rng(0), plan, delay=2, method="guided")
 
 
 def test_expert_usage_names_collapsed_experts_and_refuses_dense_policies():
