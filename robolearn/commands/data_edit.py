@@ -66,8 +66,10 @@ def numbers(text: str | None) -> list[int] | None:
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or len(part) > 20:
+        if not (part.isascii() and first.isdecimal() and (not dash or last.isdecimal())) or len(part) > 20:
             raise RefusedError(f"Episodes {text!r}: {part!r} is neither a position nor a range such as 7-9.")
+        if dash and int(last) < int(first):
+            raise RefusedError(f"Episodes {text!r}: the range {part!r} ends before it begins.")
         if dash and int(last) - int(first) > 10_000_000:
             raise RefusedError(f"Episodes {text!r}: the range {part!r} is too long.")
         found += range(int(first), int(last) + 1) if dash else [int(first)]

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from robolearn.core.errors import RefusedError, nearest
 from robolearn.core.run import write_json
+from robolearn.data.disk import refusal
 from robolearn.data.quality import StoreQuality, Streams, audit_sample, measure
 from robolearn.data.store import EpisodeStore
 from robolearn.data.weights import MEASURES, EpisodeWeights, advantages, curation_weights, trajectory_weights
@@ -31,13 +32,15 @@ def quality(
     """Print the measures; write weights and JSON where wanted.
 
     Raises:
-        RefusedError: an unknown method, or a file exists.
+        RefusedError: an unknown method, or a file exists or cannot be written.
     """
     if by not in METHODS:
         raise RefusedError(f"--by {by!r} is unknown. {nearest(by, METHODS)}")
     for file in (weights, json):
         if file is not None and file.exists():
             raise RefusedError(f"{file} exists; nothing is overwritten.")
+        if file is not None and not file.parent.is_dir():  # said before measuring, which can take minutes
+            raise RefusedError(f"{file} cannot be written: there is no folder {file.parent}.")
     console = Console()
     with EpisodeStore.open(path) as store:
         pairs = None
@@ -58,7 +61,10 @@ def quality(
                 highlight=False,
             )
     if json is not None:
-        write_json(json, found.to_json())
+        try:
+            write_json(json, found.to_json())
+        except OSError as error:
+            raise refusal(error, f"{json} was not written") from error
 
 
 def _weights(store: EpisodeStore, found: StoreQuality, by: str, keep: float, temperature: float) -> EpisodeWeights:

@@ -223,7 +223,10 @@ def trim(path: Path, out: Path, *, start: int = 0, end: int = 0, idle: float | N
         if stop <= first:
             raise RefusedError(f"Episode {index} of {path} ({len(episode)} steps) would be left without steps.")
         data = {key: np.asarray(rows[slice(first, stop)]) for key, rows in episode.data.items()}
-        return dataclasses.replace(episode, data=data, metadata={**episode.metadata, "trimmed": [first, len(episode) - stop]})
+        # The seed's initial state is not where the episode begins any more, unless its first step is kept.
+        seed = episode.seed if first == 0 else None
+        facts = {**episode.metadata, "trimmed": [first, len(episode) - stop]}
+        return dataclasses.replace(episode, data=data, seed=seed, metadata=facts)
 
     with EpisodeStore.open(path) as store:
         source = _chosen(store, range(len(store)), "trim")
@@ -257,6 +260,8 @@ def relabel(
         facts = {k: v for k, v in changes.items() if k != "success"}
         if success != episode.success and "outcome" not in facts:
             facts["outcome"] = "success" if success else "failure"
+        if facts.get("outcome") == ("failure" if success else "success"):
+            raise RefusedError(f"Episode {index} of {path}: outcome={facts['outcome']} contradicts {success=}; label both.")
         metadata = {k: v for k, v in {**metadata, **facts}.items() if v != ""}
         return dataclasses.replace(episode, success=success, metadata=metadata)
 

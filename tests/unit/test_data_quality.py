@@ -7,6 +7,7 @@ import pytest
 import torch
 from episode_samples import assert_same, new_store, spaces
 
+from robolearn.commands import data_quality
 from robolearn.commands.data_edit import numbers
 from robolearn.core.errors import RefusedError
 from robolearn.data import edit, quality
@@ -166,6 +167,47 @@ def test_trim_and_relabel(tmp_path):
     assert numbers("0,3,7-9") == [0, 3, 7, 8, 9]
     with pytest.raises(RefusedError, match="'x'"):
         numbers("1,x")
+
+
+def test_a_trimmed_episode_keeps_its_seed_only_where_it_begins_at_that_state(tmp_path):
+    # The seed was kept though the first steps were cut: a replay would have begun somewhere else.
+    store = new_store(tmp_path / "a", (5, 8))
+    edit.trim(store.path, tmp_path / "t", start=1, on_step=quiet)
+    edit.trim(store.path, tmp_path / "u", end=1, on_step=quiet)
+    seeds = [[EpisodeStore.open(tmp_path / name).metadata(i)["seed"] for i in range(2)] for name in "tu"]
+    assert seeds == [[None, None], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    "labels", [["outcome=failure"], ["success=true", "outcome=failure"], ["success=false", "outcome=success"]]
+)
+def test_an_outcome_that_contradicts_the_success_is_refused(tmp_path, labels):
+    # outcome=failure was written beside success=True.
+    store = new_store(tmp_path / "a", (5,))
+    with pytest.raises(RefusedError, match=r"Episode 0 of .*: outcome=.* contradicts success="):
+        edit.relabel(store.path, tmp_path / "r", labels, episodes=None, task=None, on_step=quiet)
+    assert not (tmp_path / "r").exists()
+    edit.relabel(store.path, tmp_path / "r", ["success=false", "outcome=failure"], episodes=None, task=None, on_step=quiet)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("3-1", "ends before it begins"), ("\u00b2", "neither a position"), ("1-\u00b2", "neither")]
+)
+def test_ranges_that_name_no_episode_are_refused(text, words):
+    # 3-1 chose nothing, and an unchanged copy was reported as a success; a superscript two was a traceback.
+    with pytest.raises(RefusedError, match=words):
+        numbers(text)
+
+
+def test_a_folder_that_is_not_there_is_refused_before_measuring(tmp_path, monkeypatch):
+    # A traceback at the very end took all measures with it.
+    with new_store(tmp_path / "a", (5,)) as store:
+        pass
+    monkeypatch.setattr(data_quality, "measure", None)
+    files = {"weights": None, "json": None, "by": "return", "keep": 1.0, "temperature": 1.0, "audit": 0, "reference": None}
+    for name in ("weights", "json"):
+        with pytest.raises(RefusedError, match="there is no folder"):
+            data_quality.quality(store.path, **files | {name: tmp_path / "nodir" / "x.json"})
 
 
 def test_the_page_holds_pictures_and_escapes_names(tmp_path):
