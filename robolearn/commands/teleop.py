@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -166,8 +167,8 @@ def open_session(config: TeleopConfig, devices: Sequence[str], page: ServerConfi
 
 def _make_envs(config: TeleopConfig) -> tuple[Env, Env]:
     """Return the environment that is driven and the one, without cameras, that episodes are replayed in."""
-    if config.minutes <= 0:
-        raise RefusedError(f"minutes={config.minutes} must be positive.")
+    if not (math.isfinite(config.minutes) and config.minutes > 0):
+        raise RefusedError(f"minutes={config.minutes} must be positive and finite.")
     plain = make_env(config.task, EnvOptions(fidelity=config.fidelity))
     steps = max(1, round(config.minutes * 60 * plain.spec.spaces.control_rate_hz))
     cameras = config.cameras

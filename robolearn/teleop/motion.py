@@ -40,6 +40,11 @@ class MotionConfig:
         for name in ("linear_speed_m_s", "angular_speed_rad_s", "workspace_reach_m"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise RefusedError(f"{name}={getattr(self, name)} must be positive and finite.")
+        # A wish of any age is younger than not-a-number: motion would go on for ever after its device has gone.
+        if not (math.isfinite(self.timeout_s) and self.timeout_s >= 0):
+            raise RefusedError(f"timeout_s={self.timeout_s} must be finite and not negative.")
+        if not math.isfinite(self.view_yaw_deg):
+            raise RefusedError(f"view_yaw_deg={self.view_yaw_deg} must be finite.")
         low, high = self.workspace_low, self.workspace_high
         if len(low) != len(high) or len(low) not in (0, 3) or not all(a < b for a, b in zip(low, high, strict=True)):
             raise RefusedError(f"The workspace box needs low < high in x, y and z, got {low} and {high}.")

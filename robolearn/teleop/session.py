@@ -6,6 +6,7 @@ are replaced as a whole and never changed.
 
 from __future__ import annotations
 
+import math
 import queue
 import time
 from collections import deque
@@ -58,6 +59,10 @@ class SessionConfig:
     """Live pictures per second of the camera that is shown large."""
     views: tuple[str, ...] = ()
     """Cameras to show."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.view_rate_hz) and self.view_rate_hz > 0):
+            raise RefusedError(f"view_rate_hz={self.view_rate_hz} must be positive and finite.")
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ class Session:
         )
         """What the page shows of the world."""
         self._kept: Timing | None = None
-        self._episodes: list[EpisodeCard] = []
+        self._episodes: list[dict[str, Any]] = []
         self._episodes_version = 0
         self._list_episodes()
         self.quit = False
@@ -334,7 +339,8 @@ class Session:
             self._list_episodes()
 
     def _list_episodes(self) -> None:
-        self._episodes = self._cards()
+        # Once per change, not per control step: a thousand cards take 8 ms.
+        self._episodes = [asdict(card) for card in self._cards()]
         self._episodes_version += 1
 
     def _say(self, level: str, text: str) -> None:
@@ -374,6 +380,6 @@ class Session:
             "views": list(self._config.views),
             "stored_cameras": [key for key in self._env.spec.spaces.observation if is_image(key)],
             "messages": [asdict(m) for m in self._messages][-4:],
-            "episodes": [asdict(card) for card in self._episodes],
+            "episodes": self._episodes,
             "episodes_version": self._episodes_version,
         }

@@ -89,8 +89,17 @@ def test_other_robots_and_bad_numbers_are_refused():
         Wish(0.0, [0, 0])
     with pytest.raises(RefusedError, match=r"Did you mean 'discard'\?"):
         check_command("discrad")
+    with pytest.raises(RefusedError, match="view_yaw_deg=nan must be finite"):
+        MotionConfig(view_yaw_deg=np.nan)
     with pytest.raises(RefusedError, match="low < high"):
         MotionConfig(workspace_low=(0, 0, 0), workspace_high=(1, 0, 1))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_a_timeout_that_never_comes_is_refused(value):
+    # With timeout_s=nan no wish was ever too old: the robot would have gone on after the device was lost.
+    with pytest.raises(RefusedError, match=r"timeout_s=.* must be finite and not negative"):
+        MotionConfig(timeout_s=value)
 
 
 def test_a_wish_and_the_step_that_it_begins_end_within_a_tenth_of_a_second():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from robolearn.commands.autopilot import PolicyAutopilot
+from robolearn.commands.teleop import TeleopConfig, open_session
 from robolearn.core.errors import RefusedError
 from robolearn.core.types import ACTION, STATE
 from robolearn.data.header import ACTION_SENT, INTERVENTION, live_extra
@@ -17,6 +18,7 @@ from robolearn.teleop.devices.web import WebDevice
 from robolearn.teleop.motion import MotionConfig, PoseDelta
 from robolearn.teleop.recorder import Recorder, State
 from robolearn.teleop.replay import EpisodeReader, ReplayCheck, episode_cards
+from robolearn.teleop.server import ServerConfig
 from robolearn.teleop.session import Session, SessionConfig
 from sim_envs.task import EnvOptions, get_task, make_env
 
@@ -202,3 +204,31 @@ def test_what_cannot_be_done_is_said_to_the_operator_and_does_not_end_the_loop(t
         assert rig.session.steps == steps + 1
         rig.tick(ask="quit")
         assert rig.session.quit
+
+
+def test_episodes_are_listed_anew_only_when_they_change(tmp_path):
+    # Every control step made the list of all stored episodes again: 8 ms of a step with 1,000 of them.
+    with Rig(tmp_path / "s") as rig:
+        listed = rig.tick()["episodes"]
+        assert rig.tick()["episodes"] is listed
+        rig.tick(ask="start")
+        rig.tick()
+        rig.tick(ask="failure")
+        rig.saved()
+        cards = rig.tick()["episodes"]
+        assert [card["outcome"] for card in cards] == ["failure"]
+        assert rig.tick()["episodes"] is cards
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+def test_pictures_without_a_rate_are_refused(rate):
+    # Zero was a division by zero, in the middle of the control loop.
+    with pytest.raises(RefusedError, match=r"view_rate_hz=.* must be positive and finite"):
+        SessionConfig(view_rate_hz=rate)
+
+
+@pytest.mark.parametrize("minutes", [0.0, float("nan"), float("inf")])
+def test_episodes_without_a_length_are_refused(tmp_path, minutes):
+    # The number of steps was rounded from what is no number: a traceback.
+    with pytest.raises(RefusedError, match=r"minutes=.* must be positive and finite"):
+        open_session(TeleopConfig(task="native_lift", store=str(tmp_path / "s"), minutes=minutes), ["web"], ServerConfig(port=0))
