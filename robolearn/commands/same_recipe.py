@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from robolearn.core.config import dotted
 from robolearn.core.errors import RefusedError
 from robolearn.train.config import FREE_ON_RESUME
 
@@ -23,20 +22,8 @@ def require_same_recipe(folder: Path, made: Any, wanted: Any, *, free: frozenset
     Raises:
         RefusedError: names the settings that differ, with both values.
     """
-    there, here = _flat(made), _flat(wanted)
+    there, here = dotted(made), dotted(wanted)
     names = [name for name in sorted(there.keys() | here.keys()) if name not in free and there.get(name) != here.get(name)]
     if names:
         differ = "; ".join(f"{name} is {there.get(name)} there, {here.get(name)} here" for name in names)
         raise RefusedError(f"{folder} was made with other settings: {differ}. Move it away, or change the recipe back.")
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, object]:
-    """Return the dotted names of a recipe's settings with their values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    flat: dict[str, object] = {}
-    for name, inner in value.items():
-        flat |= _flat(inner, f"{prefix}.{name}" if prefix else str(name))
-    return flat

@@ -167,32 +167,26 @@ def test_result(run: Run) -> EvaluationResult | None:
     judged = recipe.evaluate
     seeds = tuple(TEST_SEED_BLOCK + judged.seed + i for i in range(judged.episodes))
     wanted = rollout_config(Recipe(evaluate=judged))
-
-    def settings_of(config: RolloutConfig) -> tuple[str, ...]:
-        executor = config.executor
-        delay = f"delay_steps {config.delay_steps}+{config.delay_jitter}"
-        overlap = ("temporal_overlap",) if executor.temporal_overlap else ()
-        return (
-            f"exec_horizon {executor.exec_horizon}",
-            f"policy_seed {config.policy_seed}",
-            delay,
-            executor.continuation,
-            *overlap,
-        )
-
     checkpoint = Path(str(result.provenance.get("checkpoint"))).name
     own = find_checkpoint(folder).name
     faults = {
         f"{len(result.seeds)} episodes from seed {min(result.seeds)}": result.seeds == seeds,
-        ", ".join(settings_of(result.config)): (
+        ", ".join(_settings_of(result.config)): (
             replace(result.config, timed_decisions=wanted.timed_decisions, timing_budget_s=wanted.timing_budget_s) == wanted
         ),
         f"checkpoint {checkpoint}": checkpoint == own,
     }
     if wrong := [fault for fault, right in faults.items() if not right]:
-        wanted_words = ", ".join((f"{len(seeds)} episodes from seed {seeds[0]}", *settings_of(wanted), f"checkpoint {own}"))
+        wanted_words = ", ".join((f"{len(seeds)} episodes from seed {seeds[0]}", *_settings_of(wanted), f"checkpoint {own}"))
         raise RefusedError(f"{folder / 'evaluation'} is of {', '.join(wrong)}; the table wants {wanted_words}. Move it away.")
     return result.described(policy=run.name, provenance=result.provenance)
+
+
+def _settings_of(config: RolloutConfig) -> tuple[str, ...]:
+    executor = config.executor
+    overlap = ("temporal_overlap",) if executor.temporal_overlap else ()
+    delay = f"delay_steps {config.delay_steps}+{config.delay_jitter}"
+    return f"exec_horizon {executor.exec_horizon}", f"policy_seed {config.policy_seed}", delay, executor.continuation, *overlap
 
 
 def outcome(run: Run, base_hash: str | None = None) -> RunOutcome:

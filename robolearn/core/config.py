@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -73,6 +73,15 @@ def from_mapping[S](schema: type[S], node: object, *, where: str) -> S:
 def to_yaml(config: object) -> str:
     """Return the YAML text of a configuration that :func:`load` made; loading it again gives an equal object."""
     return OmegaConf.to_yaml(OmegaConf.create(_plain(config)))
+
+
+def dotted(tree: object, path: str = "") -> dict[str, object]:
+    """Return dotted name -> leaf of nested dataclasses and mappings, so that a difference can be named."""
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        tree = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    if not isinstance(tree, Mapping) or not tree:
+        return {path: tree}
+    return {name: leaf for key, value in tree.items() for name, leaf in dotted(value, _join(path, key)).items()}
 
 
 def _read(file: Path) -> DictConfig:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from robolearn.core.config import dotted
 from robolearn.core.errors import RefusedError
 from robolearn.core.run import read_json
 from robolearn.core.seeding import generator
@@ -154,10 +155,10 @@ class Learner:
         card = json.loads(json.dumps(self.policy.card()))
         now = {f"train.{k}": v for k, v in asdict(self.config).items() if k not in FREE_ON_RESUME}
         now |= {"windows": self.order.windows, "processes": self.processes.count, "dataset checksum": _checksum(provenance)}
-        now = json.loads(json.dumps(now)) | _flat(card)
+        now = json.loads(json.dumps(now)) | dotted(card)
         then = {f"train.{k}": v for k, v in saved.get("training", {}).items() if k not in FREE_ON_RESUME}
         then |= {k: state.get(k) for k in ("windows", "processes")} | {"dataset checksum": _checksum(saved.get("provenance", {}))}
-        then |= _flat({key: saved.get(key) for key in card})
+        then |= dotted({key: saved.get(key) for key in card})
         changed = [f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in sorted(now | then) if now.get(k) != then.get(k)]
         if changed:
             raise RefusedError(f"Cannot resume from {where}; what is trained has changed: {'; '.join(changed[:5])}.")
@@ -166,10 +167,3 @@ class Learner:
 def _checksum(provenance: Mapping[str, Any]) -> object:
     dataset = provenance.get("dataset")
     return dataset.get("checksum") if isinstance(dataset, Mapping) else None
-
-
-def _flat(tree: object, path: str = "") -> dict[str, object]:
-    """Return dotted path -> leaf of nested mappings, so that a difference can be named."""
-    if not isinstance(tree, Mapping) or not tree:
-        return {path: tree}
-    return {name: leaf for key, value in tree.items() for name, leaf in _flat(value, f"{path}.{key}".lstrip(".")).items()}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from no_waiting import NoWaiting
+from repeats import Repeats
 
 from robolearn.core.errors import RefusedError
 from robolearn.core.observation import flat_streams
@@ -167,15 +168,6 @@ def test_an_update_from_replay_never_makes_the_host_wait(name, actor, monkeypatc
     ids=lambda given: given if isinstance(given, str) else "-".join(given.values()),
 )
 def test_recorded_updates_are_the_updates(name, settings, actor, monkeypatch):
-    class Repeats:
-        """Calls an update again on the memory of its first call, which is what a CUDA graph does with its kernels."""
-
-        def warm_up(self, update, rng):
-            return update()
-
-        def record(self, update, rng):
-            return update
-
     monkeypatch.setitem(RECORDERS, "cpu", Repeats())
     if not issubclass(config_class(name), LearnerConfig):
         pytest.skip("learns from no replay")

@@ -2,22 +2,13 @@
 
 import pytest
 import torch
+from repeats import Repeats
 
 from robolearn.core.errors import RefusedError
 from robolearn.data.replay_buffer import ReplayBatch
 from robolearn.nets.critics import CriticConfig, CriticEnsemble, subset_minimum
 from robolearn.refine.base import Critics, LearnerConfig
 from robolearn.refine.recorded import RecordedUpdate, recorded
-
-
-class Repeats:
-    """Calls an update again on the memory of its first call, which is what a CUDA graph does with its kernels."""
-
-    def warm_up(self, update, rng):
-        return update()
-
-    def record(self, update, rng):
-        return update
 
 
 def batch(rows=8, seed=0, device="cpu"):
